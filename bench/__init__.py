@@ -1,0 +1,1 @@
+"""Plan, schedule, measure, store and compare: everything both arms share."""

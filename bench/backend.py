@@ -1,0 +1,151 @@
+"""What a backend and an instance are, as protocols: hv, ct, process and every peer."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from bench.model import (
+    Accelerator,
+    Capability,
+    CpuUsage,
+    Event,
+    ExitStatus,
+    InstanceSpec,
+    MemoryUsage,
+    ProcessMemory,
+    Timeline,
+)
+
+
+class Instance(Protocol):
+    """One running launch. Leaving the context releases everything, whatever happened.
+
+    All deadlines are CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns``).
+    """
+
+    spec: InstanceSpec
+    timeline: Timeline
+    accelerator: Accelerator
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def wait(self, event: Event, deadline_ns: int) -> bool:
+        """Handle what arrives until `event` (STARTED, LISTENING or EXITED) or the deadline.
+
+        Returns True when the event has happened. Raises LaunchFailed when it can no
+        longer happen (exec failed, the VMM died, the channel closed).
+        """
+        ...
+
+    def pump(self, timeout_s: float) -> None:
+        """Handle whatever has arrived, waiting at most `timeout_s` for something."""
+        ...
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How the workload ended, None while it runs."""
+        ...
+
+    @property
+    def stdout(self) -> bytes:
+        """What arrived so far (all of it after EXITED)."""
+        ...
+
+    @property
+    def stderr(self) -> bytes: ...
+
+    @property
+    def receipt(self) -> dict[str, object]:
+        """What the agent reported about what really runs."""
+        ...
+
+    def send_stdin(self, data: bytes) -> None:
+        """Pass bytes to the workload's stdin; b"" closes it."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the workload (through the agent)."""
+        ...
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Stop signal, then SIGKILL after the grace; marks STOP_REQUESTED; returns at EXITED."""
+        ...
+
+    def synchronise(self) -> None:
+        """Map the instance's own stamps to the host clock (ping-pong; free where shared)."""
+        ...
+
+    def fetch(self, path: str) -> bytes:
+        """The bytes of a regular file as seen from inside (untimed trials only)."""
+        ...
+
+    def cpu(self) -> CpuUsage | None:
+        """CPU time of the whole instance so far, from its cgroup; None without accounting."""
+        ...
+
+    def memory(self) -> MemoryUsage | None:
+        """Memory charged to the instance's cgroup now; None without accounting."""
+        ...
+
+    def process_memory(self) -> ProcessMemory | None:
+        """PSS and RSS of its host processes now (for a VM: the VMM with its guest RAM)."""
+        ...
+
+    def oom_kills(self) -> int:
+        """Processes the kernel killed in it for lack of memory."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """What was really set up (mount path taken, domain XML, join path …), for the run."""
+        ...
+
+    def release(self) -> dict[str, float]:
+        """End it if it runs, reap, unmount, remove the cgroup; idempotent.
+
+        Marks RELEASED. Returns the final counters: ``rusage_user_s``, ``rusage_system_s``
+        (wait4 of the instance's host process), ``cgroup_cpu_s``, ``peak_bytes`` …
+        """
+        ...
+
+    def wait_network_released(self, deadline_ns: int) -> bool:
+        """Wait until the kernel has dropped its link; marks NETWORK_RELEASED."""
+        ...
+
+
+class Backend(Protocol):
+    """Launches an InstanceSpec. A context manager: leaving it ends its helper process."""
+
+    name: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def probe(self) -> Capability:
+        """Find out, by doing it where that is the only proof, whether this backend works."""
+        ...
+
+    def prepare(self, spec: InstanceSpec) -> None:
+        """Do what is done once per image and run, never inside a trial (mounts, kernel)."""
+        ...
+
+    def launch(self, spec: InstanceSpec) -> Instance:
+        """Start an instance and return without waiting for it to be up.
+
+        ``requested`` is stamped first thing. Raises Refused for a specification this arm
+        cannot honour, LaunchFailed when the launch itself failed (nothing is left then).
+        """
+        ...

@@ -1,0 +1,62 @@
+"""The cache: content-addressed, safe to delete, written atomically, safe under two at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import HvctError, oserror
+
+
+def cache_dir(*parts: str) -> Path:
+    """``$XDG_CACHE_HOME/hvct/parts…``, created.
+
+    Raises:
+        HvctError: it cannot be created or written.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = base.joinpath("hvct", *parts)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        failure = oserror("mkdir", path, error)
+        failure.hint = "set XDG_CACHE_HOME to a folder you can write"
+        raise failure from error
+    if not os.access(path, os.W_OK):
+        raise HvctError(
+            f"the cache {path} is not writable", "set XDG_CACHE_HOME to a folder you can write"
+        )
+    return path
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold an exclusive lock of this name; a second process waits for the first."""
+    path = cache_dir("locks") / f"{name}.lock"
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def workspace(prefix: str) -> Iterator[Path]:
+    """A fresh folder inside the cache (so that a rename out of it is atomic), removed after."""
+    path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=cache_dir("tmp")))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(made: Path, final: Path) -> Path:
+    """Move a finished file into place: durable first, then visible, all or nothing."""
+    with made.open("rb") as handle:
+        os.fsync(handle.fileno())
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(made, final)
+    return final

@@ -1,0 +1,55 @@
+"""The one place where host programs are started."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+from bench.errors import HostCannot, HvctError
+
+log = logging.getLogger("hvct.command")
+
+
+def run(
+    argv: Sequence[str | PathLike[str]],
+    *,
+    timeout_s: float = 600.0,
+    env: Mapping[str, str] | None = None,
+    cwd: str | PathLike[str] | None = None,
+    input_bytes: bytes | None = None,
+    hint: str = "",
+) -> bytes:
+    """Run a program to its end and return its standard output.
+
+    Args:
+        argv: the program and its arguments; never a shell string.
+        hint: what to tell the user to do when it fails.
+
+    Raises:
+        HostCannot: the program is not installed.
+        HvctError: it failed or took too long; the last lines it printed are in the message.
+    """
+    words = [str(word) for word in argv]
+    log.info("run %s", words)
+    try:
+        done = subprocess.run(
+            words,
+            input=input_bytes,
+            stdin=subprocess.DEVNULL if input_bytes is None else None,
+            capture_output=True,
+            timeout=timeout_s,
+            env=env,
+            cwd=cwd,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise HostCannot(f"{words[0]} is not installed", hint or "run ./hvct doctor") from error
+    except subprocess.TimeoutExpired as error:
+        raise HvctError(f"{words[0]} did not end within {timeout_s:.0f} s", hint) from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+        reason = " · ".join(said[-3:]) or "it printed nothing"
+        raise HvctError(f"{words[0]} failed with status {done.returncode}: {reason}", hint)
+    return done.stdout

@@ -1,0 +1,54 @@
+"""The errors that reach a user: what is wrong, and what to do about it.
+
+Libraries raise these; only the outermost function of the command line prints
+them and exits. Stdlib only, imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class HvctError(Exception):
+    """Something went wrong in a way that is explained in one line.
+
+    Attributes:
+        message: one line saying what is wrong.
+        hint: one line saying what to do about it ("" when there is nothing to do).
+        exit_code: what the command exits with when this error ends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class LaunchFailed(HvctError):
+    """The measured thing failed: an instance did not start, or died."""
+
+
+class BadInput(HvctError):
+    """The user's input is wrong: exit code 2, nothing done, nothing half-written."""
+
+    exit_code = 2
+
+
+class HostCannot(HvctError):
+    """This host cannot do what was asked; the hint is the remedy."""
+
+    exit_code = 3
+
+
+class Refused(HvctError):
+    """An arm declines a specification it cannot honour; outcome ``refused``, as data."""
+
+    exit_code = 3
+
+
+def oserror(call: str, path: str | os.PathLike[str], error: OSError) -> HvctError:
+    """Name the system call and the path of a failed one; the only way we report errno."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return HvctError(f"{call} {os.fspath(path)}: {reason}")

@@ -1,0 +1,1 @@
+"""The container arm: Linux namespaces and cgroups without an engine; and the bare process."""

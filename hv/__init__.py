@@ -1,0 +1,1 @@
+"""The virtual-machine arm: libvirt, QEMU, KVM or TCG."""

@@ -1,0 +1,1 @@
+"""Reports: a pure function from run directories to tables, charts, HTML and PDF."""
