@@ -447,3 +447,4 @@ class Trial:
     accelerator: Accelerator = Accelerator()
     logs: str | None = None
     wall_time: str = ""
+    attempt: int = 1  # of its block: a block cut short is rerun whole, with the next number

@@ -1,0 +1,237 @@
+"""The run directory: ``run.json`` written once per stage, ``trials.jsonl`` appended line by line.
+
+Format history:
+    1: first version.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput, oserror
+from bench.model import FORMAT, Trial
+
+RUN_FILE = "run.json"
+TRIALS_FILE = "trials.jsonl"
+
+
+def jsonable(value: Any) -> Any:
+    """Turn our dataclasses, enums, paths and bytes into what JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("ascii")
+        except UnicodeDecodeError:
+            return "base64:" + base64.b64encode(value).decode("ascii")
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, str):
+        # A name from outside may hold bytes that are no UTF-8; JSON must.
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
+
+
+@dataclass
+class StoredRun:
+    """A run as read back.
+
+    Attributes:
+        directory: where it lies.
+        run: the contents of ``run.json``.
+        trials: trials of complete blocks, each block's last complete attempt.
+        excluded: trials of blocks that were cut short.
+        damaged_lines: lines of ``trials.jsonl`` that could not be read (the last line
+            of a run that was killed while writing).
+    """
+
+    directory: Path
+    run: dict[str, Any]
+    trials: list[dict[str, Any]]
+    excluded: list[dict[str, Any]] = field(default_factory=list)
+    damaged_lines: int = 0
+
+    def complete_blocks(self) -> set[int]:
+        """Numbers of the blocks of which every trial was stored."""
+        return {trial["block"] for trial in self.trials}
+
+
+class RunStore:
+    """Writes one run directory. Every trial is on disk before the next begins."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def create(cls, directory: Path) -> RunStore:
+        """Make a new run directory.
+
+        Raises:
+            BadInput: it exists already, or cannot be created.
+        """
+        try:
+            directory.mkdir(parents=True)
+            (directory / "logs").mkdir()
+        except FileExistsError as error:
+            raise BadInput(
+                f"{directory} exists already", f"resume it with: hvct resume {directory}"
+            ) from error
+        except OSError as error:
+            failure = oserror("mkdir", directory, error)
+            raise BadInput(failure.message, "choose a folder you can write with --output") from error
+        return cls(directory)
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Replace ``run.json``, all or nothing."""
+        write_json(self.directory / RUN_FILE, {"format": FORMAT, **run})
+
+    def append(self, trial: Trial) -> None:
+        """Add one trial and flush it to disk.
+
+        A line cut off by a kill is closed first, so that it can spoil nothing but itself.
+
+        Raises:
+            HvctError: the disk is full or not writable; nothing half-written stays.
+        """
+        line = json.dumps({"format": FORMAT, **jsonable(trial)}, allow_nan=False).encode() + b"\n"
+        path = self.directory / TRIALS_FILE
+        try:
+            with path.open("ab+") as handle:
+                end = handle.seek(0, os.SEEK_END)
+                if end:
+                    handle.seek(end - 1)
+                    if handle.read(1) != b"\n":
+                        line = b"\n" + line
+                try:
+                    handle.write(line)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                except OSError:
+                    os.ftruncate(handle.fileno(), end)
+                    raise
+        except OSError as error:
+            failure = oserror("write", path, error)
+            failure.hint = f"make room, then: hvct resume {self.directory}"
+            raise failure from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside its place, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            json.dump(jsonable(value), handle, indent=1, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise oserror("write", path, error) from error
+
+
+def load(directory: Path) -> StoredRun:
+    """Read a run directory.
+
+    Raises:
+        BadInput: it is no run directory, or of a format this version cannot read.
+    """
+    directory = Path(directory)
+    run = _read_run(directory)
+    slots_per_block = len(run["plan"]["arms"]) * len(run["plan"]["workloads"])
+    by_attempt: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    damaged = 0
+    for line_number, trial in _read_trials(directory / TRIALS_FILE):
+        if trial is None:
+            damaged += 1
+            continue
+        try:
+            key = (int(trial["block"]), int(trial.get("attempt", 1)))
+            _ = (str(trial["arm"]), str(trial["workload"]), str(trial["outcome"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{directory / TRIALS_FILE}: line {line_number} is no trial ({error})",
+                "the file was changed by hand; restore it from a copy",
+            ) from error
+        by_attempt.setdefault(key, []).append(trial)
+    complete: dict[int, int] = {}
+    for (block, attempt), trials in by_attempt.items():
+        distinct = {(trial["arm"], trial["workload"]) for trial in trials}
+        if len(distinct) == len(trials) == slots_per_block:
+            complete[block] = max(attempt, complete.get(block, 0))
+    chosen: list[dict[str, Any]] = []
+    excluded: list[dict[str, Any]] = []
+    for (block, attempt), trials in sorted(by_attempt.items()):
+        (chosen if complete.get(block) == attempt else excluded).extend(trials)
+    return StoredRun(directory, run, chosen, excluded, damaged)
+
+
+def attempts(directory: Path) -> dict[int, int]:
+    """The highest attempt number that any stored trial of each block carries."""
+    highest: dict[int, int] = {}
+    for _, trial in _read_trials(directory / TRIALS_FILE):
+        if trial is not None and isinstance(trial.get("block"), int):
+            block = trial["block"]
+            highest[block] = max(highest.get(block, 0), int(trial.get("attempt", 1)))
+    return highest
+
+
+def find_runs(base: Path) -> Iterator[Path]:
+    """Run directories below `base`, oldest first."""
+    if base.is_dir():
+        for path in sorted(base.iterdir()):
+            if (path / RUN_FILE).is_file():
+                yield path
+
+
+def _read_run(directory: Path) -> dict[str, Any]:
+    path = directory / RUN_FILE
+    hint = "name a folder made by hvct compare; hvct list shows them"
+    try:
+        run = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(f"{directory} is not a run directory: it has no {RUN_FILE}", hint) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} cannot be read: {error}", hint) from error
+    if not isinstance(run, dict) or not isinstance(run.get("plan"), dict):
+        raise BadInput(f"{path} does not describe a run", hint)
+    if run.get("format") != FORMAT:
+        raise BadInput(
+            f"{path} has format {run.get('format')!r}, this version reads {FORMAT}",
+            "use the version of hvct that wrote it",
+        )
+    plan = run["plan"]
+    if not isinstance(plan.get("arms"), list) or not isinstance(plan.get("workloads"), list):
+        raise BadInput(f"{path}: its plan names no arms or workloads", hint)
+    return run
+
+
+def _read_trials(path: Path) -> Iterable[tuple[int, dict[str, Any] | None]]:
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                try:
+                    trial = json.loads(line)
+                except (ValueError, RecursionError):
+                    trial = None
+                yield number, trial if isinstance(trial, dict) else None
+    except OSError as error:
+        raise BadInput(oserror("read", path, error).message, "check its permissions") from error
