@@ -30,9 +30,7 @@ class Metric:
 
 
 def _time(name: str, title: str, definition: str, margin: float = 0.10) -> Metric:
-    return Metric(
-        name, title, "s", Scale.RATIO, Better.LOWER, margin, "start-up", definition, 1e-6
-    )
+    return Metric(name, title, "s", Scale.RATIO, Better.LOWER, margin, "start-up", definition, 1e-6)
 
 
 def _memory(name: str, title: str, definition: str, margin_mib: float = 2.0) -> Metric:

@@ -92,7 +92,9 @@ class RunStore:
             ) from error
         except OSError as error:
             failure = oserror("mkdir", directory, error)
-            raise BadInput(failure.message, "choose a folder you can write with --output") from error
+            raise BadInput(
+                failure.message, "choose a folder you can write with --output"
+            ) from error
         return cls(directory)
 
     def write_run(self, run: dict[str, Any]) -> None:
