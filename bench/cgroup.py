@@ -1,0 +1,454 @@
+"""One fresh control group per instance: limits, accounting and certain death, on v1 and v2.
+
+The same names mean the same thing on both versions. Resolution: CPU counters of a
+*running* task lag by up to one scheduler tick (4 ms at 250 Hz) and are exact once it has
+exited; memory counters lag by the kernel's per-CPU batches (64 pages per CPU) for up to
+2 s. Counters survive the exit of the processes until `remove`, so final values are read
+after the last process was reaped, then the group is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.cgroupfs import (
+    OURS,
+    V2_CONTROLLERS,
+    Layout,
+    layout,
+    read_number,
+    read_pairs,
+    read_text,
+    version,
+    write_text,
+)
+from bench.errors import HostCannot, HvctError, oserror
+from bench.model import CpuUsage, MemoryUsage, ProcessMemory
+
+__all__ = ["Cgroup", "CgroupLimits", "remove_all", "version"]
+
+PERIOD_US = 100_000  # CFS bandwidth period; the kernel's own default
+REMOVE_TIMEOUT_S = 5.0
+
+_prepared: set[str] = set()  # tags whose parent groups this process has made
+
+
+@dataclass(frozen=True)
+class CgroupLimits:
+    """What one group may use; None or empty leaves it unlimited.
+
+    Attributes:
+        memory_bytes: everything charged to it, page cache and kernel memory included.
+        swap_bytes: swap beyond that; 0 switches swap off.
+        cpu_set: host CPUs it may run on; empty means all of its parent's.
+        cpu_quota: CPUs' worth of time per period, e.g. 0.5.
+        pids: most processes and threads.
+    """
+
+    memory_bytes: int | None = None
+    swap_bytes: int = 0
+    cpu_set: tuple[int, ...] = ()
+    cpu_quota: float | None = None
+    pids: int | None = None
+
+
+@dataclass
+class Cgroup:
+    """One group ``hvct/<tag>/<name>`` in every hierarchy needed; make it with `create`."""
+
+    tag: str
+    name: str
+    limits: CgroupLimits
+    where: Layout
+    _fds: dict[Path, int] = field(default_factory=dict)
+    _removed: bool = False
+
+    @classmethod
+    def create(cls, tag: str, name: str, limits: CgroupLimits | None = None) -> Cgroup:
+        """Make the group and set its limits, ready to be joined.
+
+        Raises:
+            HostCannot: groups cannot be made here, or a limit has no controller.
+            HvctError: the kernel refused a limit; nothing is left then.
+        """
+        group = cls(tag, name, limits or CgroupLimits(), layout())
+        _prepare(group.where, tag)
+        try:
+            for directory in group.directories:
+                _mkdir(directory, group.where, tag)
+            for path, value in group._settings():
+                write_text(path, value)
+        except BaseException:
+            group.remove()
+            raise
+        return group
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Its directory in every hierarchy."""
+        return tuple(mount / OURS / self.tag / self.name for mount in self.where.mounts)
+
+    def directory(self, controller: str) -> Path:
+        """Its directory in the hierarchy of one controller.
+
+        Raises:
+            HostCannot: the host does not offer that controller.
+        """
+        if controller not in self.where.controllers:
+            raise HostCannot(f"this kernel offers no {controller} cgroup controller")
+        return self.where.controllers[controller] / OURS / self.tag / self.name
+
+    def _settings(self) -> Iterator[tuple[Path, str]]:
+        """The writes that put the limits in force, in an order the kernel accepts."""
+        limits, two = self.limits, self.where.version == 2
+        if "cpuset" in self.where.controllers:
+            cpuset = self.directory("cpuset")
+            if limits.cpu_set:
+                yield cpuset / "cpuset.cpus", ",".join(map(str, limits.cpu_set))
+        elif limits.cpu_set:
+            self.directory("cpuset")
+        if limits.cpu_quota is not None:
+            cpu, quota_us = self.directory("cpu"), max(1000, round(limits.cpu_quota * PERIOD_US))
+            if two:
+                yield cpu / "cpu.max", f"{quota_us} {PERIOD_US}"
+            else:
+                yield cpu / "cpu.cfs_quota_us", str(quota_us)
+        if limits.pids is not None:
+            yield self.directory("pids") / "pids.max", str(limits.pids)
+        memory = self.directory("memory")
+        if two:
+            if limits.memory_bytes is not None:
+                yield memory / "memory.max", str(limits.memory_bytes)
+            if os.path.exists(swap := memory / "memory.swap.max"):
+                yield swap, str(limits.swap_bytes)
+        else:
+            if limits.swap_bytes == 0:
+                yield memory / "memory.swappiness", "0"
+            if limits.memory_bytes is not None:
+                # The sum may never be below the limit, so the limit goes first.
+                yield memory / "memory.limit_in_bytes", str(limits.memory_bytes)
+                if os.path.exists(both := memory / "memory.memsw.limit_in_bytes"):
+                    yield both, str(limits.memory_bytes + limits.swap_bytes)
+
+    # -- joining ---------------------------------------------------------------------
+
+    @property
+    def procs_files(self) -> tuple[Path, ...]:
+        """The ``cgroup.procs`` files a process is written to in order to join."""
+        return tuple(directory / "cgroup.procs" for directory in self.directories)
+
+    def join_fds(self) -> list[int]:
+        """`procs_files` opened for writing (close-on-exec); writing ``0`` joins the writer.
+
+        They stay open, for passing to a launcher, until `remove`.
+        """
+        return [self._fd(path, os.O_WRONLY) for path in self.procs_files]
+
+    @property
+    def directory_fd(self) -> int | None:
+        """For CLONE_INTO_CGROUP: the directory on cgroup v2, None on v1."""
+        if self.where.version != 2:
+            return None
+        return self._fd(self.directories[0], os.O_RDONLY | os.O_DIRECTORY)
+
+    def join(self, pid: int = 0) -> None:
+        """Move a process (0: the caller, with all its threads) into the group."""
+        for path in self.procs_files:
+            write_text(path, str(pid))
+
+    def _fd(self, path: Path, flags: int) -> int:
+        if path not in self._fds:
+            try:
+                self._fds[path] = os.open(path, flags | os.O_CLOEXEC)
+            except OSError as error:
+                raise oserror("open", path, error) from error
+        return self._fds[path]
+
+    def _read(self, path: Path) -> bytes:
+        """Read through a kept descriptor: 1 µs instead of 17 for opening it each time."""
+        descriptor = self._fd(path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, 16384, 0)
+        except OSError as error:
+            raise oserror("read", path, error) from error
+
+    def _read_pairs(self, path: Path) -> dict[str, int]:
+        pairs = {}
+        for line in self._read(path).decode().splitlines():
+            key, _, value = line.partition(" ")
+            pairs[key] = int(value)
+        return pairs
+
+    # -- accounting ------------------------------------------------------------------
+
+    def cpu(self) -> CpuUsage:
+        """CPU time of everything that ever ran in it.
+
+        On v1 the total is cpuacct.usage; the split into user and system comes from the
+        cgroup2 twin where there is one (µs), else from cpuacct.stat (10 ms).
+        """
+        if self.where.version == 2:
+            stat = self._read_pairs(self.directory("cpuacct") / "cpu.stat")
+            return CpuUsage(
+                stat["usage_usec"] / 1e6,
+                stat["user_usec"] / 1e6,
+                stat["system_usec"] / 1e6,
+                stat.get("throttled_usec", 0) / 1e6,
+                stat.get("nr_throttled", 0),
+            )
+        total_s = int(self._read(self.directory("cpuacct") / "cpuacct.usage")) / 1e9
+        if self.where.unified is not None:
+            twin = self.where.unified / OURS / self.tag / self.name / "cpu.stat"
+            stat = self._read_pairs(twin)
+            user, system = stat["user_usec"], stat["system_usec"]
+        else:
+            stat = self._read_pairs(self.directory("cpuacct") / "cpuacct.stat")
+            user, system = stat["user"], stat["system"]
+        # Both sources estimate the split by ticks; scaled so that the parts add up.
+        system_s = total_s * system / (user + system) if user + system else 0.0
+        throttled_s, periods = 0.0, 0
+        if self.limits.cpu_quota is not None:
+            stat = self._read_pairs(self.directory("cpu") / "cpu.stat")
+            throttled_s, periods = stat["throttled_time"] / 1e9, stat["nr_throttled"]
+        return CpuUsage(total_s, total_s - system_s, system_s, throttled_s, periods)
+
+    def memory(self) -> MemoryUsage:
+        """Memory charged to it now, by the definitions of `MemoryUsage`."""
+        memory = self.directory("memory")
+        stat = self._read_pairs(memory / "memory.stat")
+        if self.where.version == 2:
+            shmem = stat.get("shmem", 0)
+            kernel = stat.get("kernel")
+            if kernel is None:  # before Linux 5.18 only its parts are given
+                kernel = sum(stat.get(k, 0) for k in ("kernel_stack", "pagetables", "slab", "sock"))
+            return MemoryUsage(
+                read_number(memory / "memory.current"),
+                read_number(memory / "memory.peak"),
+                stat.get("anon"),
+                shmem,
+                max(0, stat.get("file", 0) - shmem),
+                kernel,
+            )
+        shmem = stat.get("total_shmem", 0)
+        return MemoryUsage(
+            read_number(memory / "memory.usage_in_bytes"),
+            read_number(memory / "memory.max_usage_in_bytes"),
+            stat.get("total_rss"),
+            shmem,
+            max(0, stat.get("total_cache", 0) - shmem),  # v1 counts shmem as cache
+            read_number(memory / "memory.kmem.usage_in_bytes"),
+        )
+
+    def process_memory(self) -> ProcessMemory:
+        """Sum of smaps_rollup over its processes (takes each one's mmap lock: not while timing)."""
+        sums: dict[str, int] = {}
+        for pid in self.pids():
+            with contextlib.suppress(HvctError):  # it may end while we look
+                for line in read_text(f"/proc/{pid}/smaps_rollup").splitlines()[1:]:
+                    key, _, rest = line.partition(":")
+                    sums[key] = sums.get(key, 0) + int(rest.split()[0]) * 1024
+        return ProcessMemory(
+            sums.get("Pss", 0),
+            sums.get("Rss", 0),
+            sums.get("Private_Clean", 0) + sums.get("Private_Dirty", 0),
+            sums.get("Pss_Anon", 0),
+            sums.get("Pss_File", 0),
+            sums.get("Pss_Shmem", 0),
+        )
+
+    def pids(self) -> tuple[int, ...]:
+        """Host process ids of all its processes, those in child groups included."""
+        return tuple(sorted(_pids(self.directory("memory"))))
+
+    def oom_kills(self) -> int:
+        """Processes the kernel killed in it for lack of memory."""
+        memory = self.directory("memory")
+        file = "memory.events" if self.where.version == 2 else "memory.oom_control"
+        return self._read_pairs(memory / file).get("oom_kill", 0)
+
+    def pressure(self) -> dict[str, float]:
+        """Seconds its tasks have stalled, by resource (``cpu``, ``memory``, ``io``): PSI."""
+        home = self.where.unified if self.where.version == 1 else self.where.mounts[0]
+        stalled: dict[str, float] = {}
+        if home is not None:
+            for resource in ("cpu", "memory", "io"):
+                with contextlib.suppress(HvctError, ValueError, IndexError):  # PSI may be off
+                    text = read_text(home / OURS / self.tag / self.name / f"{resource}.pressure")
+                    stalled[resource] = int(text.split("total=")[1].split()[0]) / 1e6
+        return stalled
+
+    # -- ending ----------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """SIGKILL everything in it; a fork bomb cannot outrun this."""
+        for directory in self.directories:
+            _kill(directory)
+
+    def remove(self, timeout_s: float = REMOVE_TIMEOUT_S) -> None:
+        """Kill what is left and remove it; does nothing the second time.
+
+        Raises:
+            HvctError: a process in it did not die within `timeout_s`.
+        """
+        if self._removed:
+            return
+        for descriptor in self._fds.values():
+            os.close(descriptor)
+        self._fds.clear()
+        for directory in self.directories:
+            _remove_tree(directory, time.monotonic() + timeout_s)
+        self._removed = True
+
+
+def remove_all(tag: str) -> list[str]:
+    """Remove every group of a run, its processes killed first; returns the paths removed."""
+    _prepared.discard(tag)
+    removed = []
+    where = layout()
+    for mount in where.mounts:
+        top = mount / OURS / tag
+        if top.is_dir():
+            _remove_tree(top, time.monotonic() + REMOVE_TIMEOUT_S)
+            removed.append(str(top))
+        with contextlib.suppress(OSError):  # another run's groups are below it
+            os.rmdir(mount / OURS)
+    return removed
+
+
+def _prepare(where: Layout, tag: str) -> None:
+    """Make ``hvct/<tag>`` in every hierarchy, once per process."""
+    if tag in _prepared:
+        return
+    for mount in where.mounts:
+        parent = mount
+        for part in (OURS, tag):
+            child = parent / part
+            try:
+                os.mkdir(child)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                failure = oserror("mkdir", child, error)
+                raise HostCannot(failure.message, "run as root on a host with cgroups") from error
+            _inherit(where, mount, parent, child)
+            parent = child
+        if where.version == 2:
+            _delegate(where, parent)
+    _prepared.add(tag)
+
+
+def _inherit(where: Layout, mount: Path, parent: Path, child: Path) -> None:
+    """Give a new parent group what its children need."""
+    if where.version == 2:
+        _delegate(where, parent)
+        return
+    if mount == where.controllers.get("cpuset"):
+        for name in ("cpuset.cpus", "cpuset.mems"):  # empty on v1 until written
+            if not read_text(child / name).strip():
+                write_text(child / name, read_text(parent / name).strip())
+        # Children then start with both filled in: two writes fewer on the launch path.
+        write_text(child / "cgroup.clone_children", "1")
+    if (
+        mount == where.controllers.get("memory")
+        and read_number(child / "memory.use_hierarchy") == 0
+    ):
+        write_text(child / "memory.use_hierarchy", "1")  # kernels before 5.11
+
+
+def _delegate(where: Layout, group: Path) -> None:
+    """Let the children of a v2 group have the controllers."""
+    enabled = read_text(group / "cgroup.subtree_control").split()
+    wanted = [n for n in V2_CONTROLLERS if n in where.controllers and n not in enabled]
+    if not wanted:
+        return
+    try:
+        write_text(group / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
+    except HvctError as error:
+        raise HostCannot(
+            error.message, "start hvct from the host's root cgroup, outside any container"
+        ) from error
+
+
+def _mkdir(directory: Path, where: Layout, tag: str) -> None:
+    for attempt in (1, 2):
+        try:
+            os.mkdir(directory)
+            return
+        except FileNotFoundError:  # an ending run removed an empty parent just now
+            if attempt == 2:
+                raise
+            _prepared.discard(tag)
+            _prepare(where, tag)
+        except OSError as error:
+            raise oserror("mkdir", directory, error) from error
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        if os.stat(directory).st_nlink <= 2:  # kernfs counts subdirectories in it
+            return []
+        return [Path(entry.path) for entry in os.scandir(directory) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _pids(directory: Path) -> set[int]:
+    found: set[int] = set()
+    with contextlib.suppress(HvctError):  # removed meanwhile
+        found.update(map(int, read_text(directory / "cgroup.procs").split()))
+    for child in _children(directory):
+        found |= _pids(child)
+    found.discard(0)  # a process of a pid namespace that is not below ours
+    return found
+
+
+def _kill(directory: Path) -> None:
+    if os.path.exists(directory / "cgroup.kill"):
+        with contextlib.suppress(HvctError):
+            write_text(directory / "cgroup.kill", "1")
+        return
+    with contextlib.suppress(HvctError):
+        write_text(directory / "pids.max", "0")  # no more forks
+    with contextlib.suppress(HvctError):
+        write_text(directory / "cpu.cfs_quota_us", "-1")  # a throttled task dies late
+    handles = {}
+    for pid in _pids(directory):
+        with contextlib.suppress(OSError):
+            handles[pid] = os.pidfd_open(pid)
+    still_there = _pids(directory)  # a number that was reused meanwhile is not in here
+    for pid, handle in handles.items():
+        if pid in still_there and pid != os.getpid():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+
+
+def _remove_tree(directory: Path, deadline_s: float) -> None:
+    pause_s = 0.0002
+    while True:
+        for child in _children(directory):
+            _remove_tree(child, deadline_s)
+        try:
+            os.rmdir(directory)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise oserror("rmdir", directory, error) from error
+            if time.monotonic() > deadline_s:
+                left = sorted(_pids(directory))
+                raise HvctError(
+                    f"the control group {directory} cannot be removed: processes {left} in it",
+                    "end them, then run hvct clean",
+                ) from error
+        _kill(directory)
+        time.sleep(pause_s)
+        pause_s = min(0.05, pause_s * 2)
