@@ -1,0 +1,1 @@
+"""Images: any source of a root file system turned into one reproducible ``.erofs`` file."""

@@ -1,0 +1,222 @@
+"""The cache's index: one ``.erofs`` per content, one small JSON file per name.
+
+``<cache>/images/sha256-….erofs`` is addressed by content; ``<cache>/images/<name>.json``
+says which of them a name means and how it is run. Two names may share one volume and
+differ in configuration. Everything may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bench.cache import cache_dir, lock, publish, workspace
+from bench.errors import oserror
+from bench.image.erofs import Volume, make_volume
+from bench.model import Ids, Image, ImageConfig
+
+FORMAT = 1
+PREFIX = "image"  # of our folders below <cache>/tmp
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done and how much of it is (0 to 1, None when unknown)."""
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le"}
+
+
+def silent(what: str, fraction: float | None) -> None:
+    """A progress callback that shows nothing."""
+
+
+def host_architecture() -> str:
+    """The host's architecture by its OCI name (``amd64``, ``arm64``)."""
+    return ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index knows of one name.
+
+    Attributes:
+        recipe: what it was built from; a built-in whose recipe has changed is built anew.
+        created: seconds since the epoch.
+    """
+
+    image: Image
+    recipe: str
+    created: float
+
+
+def images_dir() -> Path:
+    """Where volumes and index live."""
+    return cache_dir("images")
+
+
+def entry_path(name: str) -> Path:
+    """The index file of a name; any name is a valid one."""
+    return images_dir() / f"{quote(name, safe='')}.json"
+
+
+def volume_path(digest: str) -> Path:
+    """The volume of a digest ``sha256:…``."""
+    return images_dir() / f"{digest.replace(':', '-')}.erofs"
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in fields.items()}
+
+
+def _decode(text: str) -> Entry:
+    data = json.loads(text)
+    if data["format"] != FORMAT:
+        raise ValueError("another format")
+    fields: dict[str, Any] = data["image"]
+    config: dict[str, Any] = fields.pop("config")
+    ids = config.pop("ids")
+    env = tuple((name, value) for name, value in config.pop("env"))
+    image = Image(
+        **_tuples(fields),
+        path=volume_path(fields["digest"]),
+        config=ImageConfig(
+            **_tuples(config),
+            env=env,
+            ids=Ids(ids["uid"], ids["gid"], tuple(ids["groups"])),
+        ),
+    )
+    return Entry(image, data["recipe"], data["created"])
+
+
+def load(name: str) -> Entry | None:
+    """The entry of a name; None when there is none, or it or its volume is damaged."""
+    try:
+        entry = _decode(entry_path(name).read_text())
+        if entry.image.path.stat().st_size != entry.image.size_bytes:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry
+
+
+def entries() -> list[Entry]:
+    """All entries, by name."""
+    found = []
+    for path in sorted(images_dir().glob("*.json")):
+        try:
+            name = str(json.loads(path.read_text())["image"]["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        entry = load(name)
+        if entry is not None:
+            found.append(entry)
+    return found
+
+
+def store(image: Image, volume: Volume, recipe: str) -> Image:
+    """Put a finished volume and its entry into the cache; volume first, so a name never lies."""
+    final = volume_path(volume.digest)
+    fields = asdict(image)
+    del fields["path"]
+    record = {"format": FORMAT, "image": fields, "recipe": recipe, "created": time.time()}
+    with lock("image-index"):
+        publish(volume.path, final)
+        made = volume.path.with_suffix(".json")
+        made.write_text(json.dumps(record, indent=1))
+        publish(made, entry_path(image.name))
+    return image
+
+
+def store_tree(
+    name: str,
+    tree: Path,
+    config: ImageConfig,
+    *,
+    source: str,
+    recipe: str,
+    architecture: str | None = None,
+    packages: tuple[str, ...] = (),
+) -> Image:
+    """Turn a tree inside a workspace into an image of the cache.
+
+    Raises:
+        HvctError: the volume cannot be made or stored.
+    """
+    volume = make_volume(tree, tree.parent / "volume.erofs")
+    image = Image(
+        name=name,
+        digest=volume.digest,
+        path=volume_path(volume.digest),
+        size_bytes=volume.size_bytes,
+        uuid=volume.uuid,
+        architecture=architecture or host_architecture(),
+        config=config,
+        source=source,
+        packages=packages,
+        newest_mtime=volume.newest_mtime,
+    )
+    try:
+        return store(image, volume, recipe)
+    except OSError as error:
+        raise oserror("write", image.path, error) from error
+
+
+def forget(name: str) -> bool:
+    """Remove a name, and its volume when no other name means it. True when there was one."""
+    with lock("image-index"):
+        entry = load(name)
+        try:
+            entry_path(name).unlink()
+        except FileNotFoundError:
+            return False
+        digest = entry.image.digest if entry else ""
+        if entry and digest not in {other.image.digest for other in entries()}:
+            entry.image.path.unlink(missing_ok=True)
+    return True
+
+
+@contextmanager
+def build_space() -> Iterator[Path]:
+    """A workspace for one build; those of builds that were killed are swept first.
+
+    A live one is held by a lock that dies with its process, which is how the dead are told.
+    """
+    with lock("image-sweep"):
+        _sweep()
+        space = workspace(PREFIX)
+        path = space.__enter__()
+        held = (path / "alive").open("w")
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield path
+    finally:
+        held.close()
+        space.__exit__(None, None, None)
+
+
+def _sweep() -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for path in cache_dir("tmp").glob(f"{PREFIX}-*"):
+        if str(path).replace(" ", "\\040") in mounts:  # never delete through a mount
+            continue
+        try:
+            with (path / "alive").open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def fix_owner_and_mode(path: Path, mode: int) -> None:
+    """Set a file's mode whatever the umask, and root as its owner where we may."""
+    os.chmod(path, mode)
+    if os.geteuid() == 0:
+        os.chown(path, 0, 0, follow_symlinks=False)
