@@ -24,7 +24,6 @@ from bench.cgroupfs import (
     Layout,
     layout,
     read_number,
-    read_pairs,
     read_text,
     version,
     write_text,
