@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -27,6 +28,7 @@ class Instance(Protocol):
     spec: InstanceSpec
     timeline: Timeline
     accelerator: Accelerator
+    connect_host: str  # address at which the host reaches it
 
     def __enter__(self) -> Self: ...
 
@@ -65,6 +67,18 @@ class Instance(Protocol):
     @property
     def receipt(self) -> dict[str, object]:
         """What the agent reported about what really runs."""
+        ...
+
+    def watch_output(self, callback: Callable[[str, bytes, int], None]) -> None:
+        """Have `callback(stream, data, host stamp)` called for output as it arrives."""
+        ...
+
+    def check_listener(self, port: int) -> None:
+        """Make sure that what listens on `port` is this instance's; raises Refused."""
+        ...
+
+    def console(self) -> bytes:
+        """The guest kernel's console for a VM, where one was kept; else empty."""
         ...
 
     def send_stdin(self, data: bytes) -> None:

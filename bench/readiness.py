@@ -1,0 +1,185 @@
+"""Probing from the host when an instance gives its first useful reply.
+
+A fresh non-blocking connection is begun every millisecond, in every arm alike, and given
+up after 25 ms unless it was established: an unanswered SYN is retransmitted by the
+kernel only after a second, and would quantise the figure. Once a connection is up, the
+request is sent on it and the reply awaited.
+"""
+
+from __future__ import annotations
+
+import re
+import selectors
+import socket
+import time
+from collections.abc import Callable
+
+from bench.model import Readiness, ReadyKind
+
+INTERVAL_NS = 1_000_000
+CONNECT_LIFE_NS = 25_000_000
+REPLY_LIFE_NS = 1_000_000_000
+REPLY_LIMIT = 65536
+
+NETWORK_KINDS = frozenset({ReadyKind.TCP, ReadyKind.REPLY, ReadyKind.HTTP})
+OUTPUT_KINDS = frozenset({ReadyKind.OUTPUT, ReadyKind.LINE})
+
+
+class OutputWatch:
+    """Finds the first byte, or the first matching line, in streamed stdout."""
+
+    def __init__(self, ready: Readiness) -> None:
+        self._pattern = re.compile(ready.pattern.encode()) if ready.pattern else None
+        self._line = b""
+        self.ready_ns: int | None = None
+
+    def __call__(self, stream: str, data: bytes, stamp_ns: int) -> None:
+        """Take a chunk of output that arrived at `stamp_ns`."""
+        if stream != "stdout" or self.ready_ns is not None or not data:
+            return
+        if self._pattern is None:
+            self.ready_ns = stamp_ns
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        # An unfinished line counts too: a prompt has no newline.
+        if any(self._pattern.search(line) for line in (*lines, self._line)):
+            self.ready_ns = stamp_ns
+        self._line = self._line[-REPLY_LIMIT:]
+
+
+def request_of(ready: Readiness, host: str) -> bytes:
+    """What is sent on a fresh connection."""
+    if ready.kind is ReadyKind.HTTP:
+        return f"GET {ready.path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    return ready.send if ready.kind is ReadyKind.REPLY else b""
+
+
+def satisfied(ready: Readiness, reply: bytes) -> bool | None:
+    """True: the useful reply. False: a wrong one, try anew. None: not yet complete."""
+    if ready.kind is ReadyKind.HTTP:
+        line, newline, _ = reply.partition(b"\n")
+        if not newline:
+            return None
+        return re.match(rb"HTTP/1\.[01] 200\b", line) is not None
+    if ready.expect in reply:
+        return True
+    return False if len(reply) >= REPLY_LIMIT else None
+
+
+def probe(
+    ready: Readiness,
+    host: str,
+    deadline_ns: int,
+    alive: Callable[[float], bool],
+) -> int | None:
+    """Probe until the first useful reply.
+
+    Args:
+        host: address to connect to.
+        deadline_ns: CLOCK_MONOTONIC nanoseconds after which to give up.
+        alive: called between attempts with the seconds it may wait; handles what the
+            instance reported and returns False once it cannot become ready any more.
+
+    Returns:
+        The stamp of the reply (of the established connection for TCP), or None.
+    """
+    request = request_of(ready, host)
+    with selectors.DefaultSelector() as selector:
+        begun: dict[socket.socket, tuple[int, bytearray | None]] = {}
+        try:
+            next_ns = time.monotonic_ns()
+            while (now := time.monotonic_ns()) < deadline_ns:
+                talking = any(reply is not None for _, reply in begun.values())
+                if now >= next_ns and not talking:
+                    _begin(selector, begun, host, ready.port, now)
+                    next_ns = max(next_ns + INTERVAL_NS, now)
+                _give_up(selector, begun, now)
+                for key, _ in selector.select(max(0.0, (next_ns - time.monotonic_ns()) / 1e9)):
+                    stamp = _advance(selector, begun, key.fileobj, ready, request)  # type: ignore[arg-type]
+                    if stamp is not None:
+                        return stamp
+                if talking:
+                    next_ns = time.monotonic_ns() + INTERVAL_NS
+                if not alive(0.0):
+                    return None
+            return None
+        finally:
+            for link in begun:
+                link.close()
+
+
+def _begin(
+    selector: selectors.BaseSelector,
+    begun: dict[socket.socket, tuple[int, bytearray | None]],
+    host: str,
+    port: int,
+    now: int,
+) -> None:
+    link = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        link.connect((host, port))
+    except BlockingIOError:
+        pass
+    except OSError:  # refused at once, or no route yet: the next one may do
+        link.close()
+        return
+    begun[link] = (now, None)
+    selector.register(link, selectors.EVENT_WRITE)
+
+
+def _give_up(
+    selector: selectors.BaseSelector,
+    begun: dict[socket.socket, tuple[int, bytearray | None]],
+    now: int,
+) -> None:
+    for link, (since, reply) in list(begun.items()):
+        if now - since > (CONNECT_LIFE_NS if reply is None else REPLY_LIFE_NS):
+            _drop(selector, begun, link)
+
+
+def _drop(
+    selector: selectors.BaseSelector,
+    begun: dict[socket.socket, tuple[int, bytearray | None]],
+    link: socket.socket,
+) -> None:
+    selector.unregister(link)
+    del begun[link]
+    link.close()
+
+
+def _advance(
+    selector: selectors.BaseSelector,
+    begun: dict[socket.socket, tuple[int, bytearray | None]],
+    link: socket.socket,
+    ready: Readiness,
+    request: bytes,
+) -> int | None:
+    if link not in begun:
+        return None
+    since, reply = begun[link]
+    try:
+        if reply is None:
+            if link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                _drop(selector, begun, link)
+                return None
+            if ready.kind is ReadyKind.TCP:
+                return time.monotonic_ns()
+            link.send(request)
+            begun[link] = (time.monotonic_ns(), bytearray())
+            selector.modify(link, selectors.EVENT_READ)
+            return None
+        data = link.recv(REPLY_LIMIT)
+        stamp = time.monotonic_ns()
+    except BlockingIOError:
+        return None
+    except OSError:
+        _drop(selector, begun, link)
+        return None
+    reply += data
+    verdict = satisfied(ready, bytes(reply))
+    if verdict:
+        return stamp
+    if verdict is False or not data:
+        _drop(selector, begun, link)
+    return None

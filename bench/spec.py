@@ -1,0 +1,145 @@
+"""From a workload to the InstanceSpec that every backend gets: image and workload merged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+
+from bench.context import RunContext
+from bench.errors import BadInput
+from bench.model import (
+    Ids,
+    Image,
+    InstanceSpec,
+    NetworkMode,
+    OutputMode,
+    ReadyKind,
+    ReceiptLevel,
+    Workload,
+)
+from bench.readiness import OUTPUT_KINDS
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+STOP_SIGNALS = {"SIGTERM": 15, "SIGINT": 2, "SIGQUIT": 3, "SIGHUP": 1, "SIGKILL": 9,
+                "SIGUSR1": 10, "SIGUSR2": 12, "SIGWINCH": 28}  # fmt: skip
+
+
+def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
+    """The host CPUs an instance is pinned to, and its quota where `cpus` is no whole number.
+
+    The last CPUs of those we may use, so that the first stay for harness and probes.
+
+    Raises:
+        BadInput: the host has fewer.
+    """
+    usable = sorted(os.sched_getaffinity(0) | set(_all_online()))
+    count = math.ceil(cpus)
+    if count > len(usable):
+        raise BadInput(f"{cpus:g} CPUs were asked for, this host has {len(usable)}", "ask for fewer")
+    return tuple(usable[-count:]), (cpus if cpus != count else None)
+
+
+def harness_cpus(taken: tuple[int, ...]) -> tuple[int, ...]:
+    """CPUs left for the harness; empty when the instance takes them all."""
+    return tuple(cpu for cpu in _all_online() if cpu not in taken)
+
+
+def _all_online() -> list[int]:
+    """CPUs this process may use at all: what it was started with."""
+    return _STARTED_WITH
+
+
+_STARTED_WITH = sorted(os.sched_getaffinity(0))
+
+
+def argv_of(workload: Workload, image: Image) -> tuple[str, ...]:
+    """The final argv: the workload's own, else the image's entrypoint and cmd.
+
+    Raises:
+        BadInput: neither names a program.
+    """
+    if workload.argv is not None:
+        argv = workload.argv
+    else:
+        argv = (*image.config.entrypoint, *image.config.cmd)
+    if not argv:
+        raise BadInput(
+            f"image {image.name} names no program and neither does workload {workload.name}",
+            "give it an argv",
+        )
+    return argv
+
+
+def environment_of(
+    workload: Workload, image: Image, hostname: str, ids: Ids
+) -> tuple[tuple[str, str], ...]:
+    """The whole environment, as a container engine would set it."""
+    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": "/root" if ids.uid == 0 else "/"}
+    merged.update(image.config.env)
+    merged.update(workload.env)
+    return tuple(merged.items())
+
+
+def ids_of(workload: Workload, image: Image) -> Ids:
+    """Numeric user and groups.
+
+    Raises:
+        BadInput: the workload names a user by name (names are resolved with the image).
+    """
+    if workload.user is None:
+        return image.config.ids
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", workload.user)
+    if match is None:
+        raise BadInput(
+            f"workload {workload.name}: user {workload.user!r} is no number",
+            'give uid or uid:gid, e.g. user = "1000:1000"',
+        )
+    return Ids(int(match[1]), int(match[2] or 0))
+
+
+def make(
+    workload: Workload,
+    image: Image,
+    context: RunContext,
+    number: int,
+    *,
+    receipt: ReceiptLevel = ReceiptLevel.CHEAP,
+) -> InstanceSpec:
+    """The specification of the run's n-th instance; the same object for every arm."""
+    cpu_set, quota = instance_cpus(workload.limits.cpus)
+    hostname = "hvct"
+    ids = ids_of(workload, image)
+    address = None
+    if workload.network is NetworkMode.BRIDGE and context.network is not None:
+        address = context.network.address(number)
+    return InstanceSpec(
+        id=context.instance(number),
+        image=image,
+        argv=argv_of(workload, image),
+        env=environment_of(workload, image, hostname, ids),
+        ids=ids,
+        workdir=workload.workdir or image.config.workdir or "/",
+        hostname=hostname,
+        limits=workload.limits,
+        cpu_set=cpu_set,
+        cpu_quota=quota,
+        network=workload.network,
+        address=address,
+        output=OutputMode.STREAM if workload.ready.kind in OUTPUT_KINDS else OutputMode.SPOOL,
+        security=workload.security,
+        receipt=receipt,
+        listen_port=_listen_port(workload),
+        stop_signal=STOP_SIGNALS.get(image.config.stop_signal, 15),
+    )
+
+
+def _listen_port(workload: Workload) -> int:
+    network = (ReadyKind.TCP, ReadyKind.REPLY, ReadyKind.HTTP)
+    return workload.ready.port if workload.ready.kind in network else 0
+
+
+def digest_variant(spec: InstanceSpec) -> InstanceSpec:
+    """The same specification with the full receipt, for the untimed trial."""
+    return dataclasses.replace(spec, receipt=ReceiptLevel.DIGEST)

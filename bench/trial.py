@@ -1,0 +1,288 @@
+"""One trial: launch, wait, hold, read, stop, release; whatever happens becomes data."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import metrics, output_metrics
+from bench.backend import Backend, Instance
+from bench.disturbances import Snapshot, between
+from bench.errors import HvctError, Refused
+from bench.host import mem_available_bytes
+from bench.model import (
+    CpuUsage,
+    Event,
+    InstanceSpec,
+    Outcome,
+    ReadyKind,
+    Sample,
+    Trial,
+    Workload,
+)
+from bench.readiness import NETWORK_KINDS, OUTPUT_KINDS, OutputWatch, probe
+from bench.schedule import Slot
+
+STOP_GRACE_S = 5.0
+RELEASE_LIMIT_NS = 5_000_000_000
+LOG_LIMIT = 1 << 20
+
+
+class TrialTimeout(HvctError):
+    """The workload's time was over before it was ready or done."""
+
+
+@dataclass
+class _Readings:
+    """What was read from outside at the marks of one trial."""
+
+    cpu_started: CpuUsage | None = None
+    cpu_held: CpuUsage | None = None
+    cpu_hold_end: CpuUsage | None = None
+    cpu_exited: CpuUsage | None = None
+    host_started: Snapshot | None = None
+    host_exited: Snapshot | None = None
+    hold_s: float = 0.0
+
+
+def run_trial(
+    backend: Backend,
+    slot: Slot,
+    workload: Workload,
+    spec: InstanceSpec,
+    log_dir: Path,
+    attempt: int = 1,
+) -> Trial:
+    """Run one trial and return it as data. Raises only for an interrupt or a defect of ours."""
+    trial = Trial(
+        block=slot.block,
+        position=slot.position,
+        arm=slot.arm,
+        workload=slot.workload,
+        outcome=Outcome.OK,
+        wall_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        attempt=attempt,
+    )
+    before = Snapshot.take()
+    available = mem_available_bytes()
+    readings = _Readings()
+    instance: Instance | None = None
+    try:
+        instance = backend.launch(spec)
+        with instance:
+            trial.accelerator = instance.accelerator
+            try:
+                _live(instance, workload, readings, trial, available)
+                instance.synchronise()
+            finally:
+                _finish(instance, trial)
+        _judge_exit(instance, workload)
+        _derive(trial, instance, workload, readings)
+    except Refused as error:
+        trial.outcome, trial.error = Outcome.REFUSED, _one_line(error)
+    except TrialTimeout as error:
+        trial.outcome, trial.error = Outcome.TIMEOUT, _one_line(error)
+    except HvctError as error:
+        trial.outcome, trial.error = Outcome.FAILED, _one_line(error)
+    if instance is not None:
+        trial.timeline = instance.timeline.seconds()
+        trial.resolution = {
+            event.value: value / 1e9 for event, value in instance.timeline.resolution_ns.items()
+        }
+        trial.receipt = dict(instance.receipt)
+        if trial.outcome is not Outcome.OK:
+            trial.samples = []
+            trial.logs = _save_logs(instance, slot, attempt, log_dir)
+    trial.disturbances = between(before, Snapshot.take())
+    return trial
+
+
+def _live(
+    instance: Instance,
+    workload: Workload,
+    readings: _Readings,
+    trial: Trial,
+    available_bytes: int,
+) -> None:
+    deadline = instance.timeline.marks_ns[Event.REQUESTED] + int(workload.timeout_s * 1e9)
+    watch = OutputWatch(workload.ready) if workload.ready.kind in OUTPUT_KINDS else None
+    if watch is not None:
+        instance.watch_output(watch)
+    if not instance.wait(Event.STARTED, deadline):
+        raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
+    readings.cpu_started = instance.cpu()
+    readings.host_started = Snapshot.take()
+    if workload.ready.kind is not ReadyKind.STARTED:
+        _wait_ready(instance, workload, watch, deadline)
+    if workload.until == "ready":
+        _hold(instance, workload, readings)
+        _read_memory(instance, trial, available_bytes)
+        readings.cpu_hold_end = instance.cpu()
+        instance.stop(STOP_GRACE_S)
+    elif not instance.wait(Event.EXITED, deadline):
+        raise TrialTimeout(f"the workload had not ended after {workload.timeout_s:g} s")
+    readings.cpu_exited = instance.cpu()
+    readings.host_exited = Snapshot.take()
+
+
+def _wait_ready(
+    instance: Instance, workload: Workload, watch: OutputWatch | None, deadline: int
+) -> None:
+    if watch is not None:
+        while watch.ready_ns is None:
+            left = (deadline - time.monotonic_ns()) / 1e9
+            if left <= 0:
+                raise TrialTimeout(f"not ready within {workload.timeout_s:g} s")
+            if instance.exit is not None:
+                raise _died_early(instance, workload)
+            instance.pump(min(left, 0.25))
+        stamp: int | None = watch.ready_ns
+    else:
+
+        def alive(wait_s: float) -> bool:
+            instance.pump(wait_s)
+            return instance.exit is None
+
+        stamp = probe(workload.ready, instance.connect_host, deadline, alive)
+        if stamp is None:
+            if instance.exit is not None:
+                raise _died_early(instance, workload)
+            raise TrialTimeout(
+                f"port {workload.ready.port} gave no useful reply within {workload.timeout_s:g} s"
+            )
+        instance.check_listener(workload.ready.port)
+    assert stamp is not None
+    resolution = 1_000_000 if workload.ready.kind in NETWORK_KINDS else 0
+    instance.timeline.mark(Event.READY, stamp, resolution)
+
+
+def _died_early(instance: Instance, workload: Workload) -> HvctError:
+    assert instance.exit is not None
+    return HvctError(
+        f"the workload ended before it was ready: {_ending(instance)}",
+        "look at the trial's log",
+    )
+
+
+def _ending(instance: Instance) -> str:
+    """How it ended, with the reason where the kernel or the workload gave one."""
+    assert instance.exit is not None
+    kills = instance.oom_kills()
+    if kills:
+        return f"{instance.exit.describe()}, out of memory ({kills} killed by the kernel)"
+    said = instance.stderr.decode("utf-8", "replace").strip().splitlines()
+    return instance.exit.describe() + (f": {said[-1][:200]}" if said else "")
+
+
+def _hold(instance: Instance, workload: Workload, readings: _Readings) -> None:
+    """Leave it alone for a while: what is read then is an idle instance."""
+    readings.cpu_held = instance.cpu()
+    began = time.monotonic()
+    while (left := workload.hold_s - (time.monotonic() - began)) > 0:
+        instance.pump(left)
+        if instance.exit is not None:
+            raise HvctError(f"the workload ended while it was held: {_ending(instance)}")
+    readings.hold_s = time.monotonic() - began
+
+
+def _read_memory(instance: Instance, trial: Trial, available_bytes: int) -> None:
+    usage: dict[str, float | int | None] = {}
+    charged = instance.memory()
+    if charged is not None:
+        usage.update(
+            current_bytes=charged.current_bytes,
+            anon_bytes=charged.anon_bytes,
+            shmem_bytes=charged.shmem_bytes,
+            file_bytes=charged.file_bytes,
+            kernel_bytes=charged.kernel_bytes,
+        )
+    # MemAvailable first: walking the page tables for PSS allocates nothing, but takes time.
+    usage["host_delta_bytes"] = available_bytes - mem_available_bytes()
+    resident = instance.process_memory()
+    if resident is not None:
+        usage.update(pss_bytes=resident.pss_bytes, rss_bytes=resident.rss_bytes)
+    trial.usage["memory"] = usage
+
+
+def _finish(instance: Instance, trial: Trial) -> None:
+    final = instance.release()
+    instance.wait_network_released(time.monotonic_ns() + RELEASE_LIMIT_NS)
+    trial.usage.setdefault("cpu", {}).update(
+        {key: value for key, value in final.items() if key.endswith("_s")}
+    )
+    trial.usage.setdefault("memory", {}).update(
+        {key: value for key, value in final.items() if key.endswith("_bytes")}
+    )
+
+
+def _judge_exit(instance: Instance, workload: Workload) -> None:
+    """A workload that was to end by itself must end as the plan expects."""
+    if workload.until != "exit":
+        return
+    status = instance.exit
+    if status is None or status.signal is not None or status.code != workload.expect_status:
+        raise HvctError(f"the workload ended with {_ending(instance)}" if status else "no exit status")
+
+
+def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Readings) -> None:
+    samples = list(metrics.from_timeline(instance.timeline, workload))
+    memory, cpu = trial.usage.get("memory", {}), trial.usage.get("cpu", {})
+    samples += [
+        Sample("memory_" + key.removesuffix("_bytes"), float(value), "bytes")
+        for key, value in memory.items()
+        if value is not None and "memory_" + key.removesuffix("_bytes") in metrics.METRICS
+    ]
+    if readings.cpu_started and readings.cpu_exited and workload.until == "exit":
+        window = readings.cpu_exited.total_s - readings.cpu_started.total_s
+        cpu["window_s"] = window
+        samples.append(Sample("cpu_window", window, "s"))
+        if workload.work_units and window > 0:
+            unit = f"{workload.work_unit_name}/s"
+            samples.append(Sample("work_per_cpu_second", workload.work_units / window, unit))
+        _attribute(cpu, window, readings)
+    life = cpu.get("cgroup_cpu_s")
+    if life is not None:
+        samples.append(Sample("cpu_life", float(life), "s"))
+    if readings.cpu_held and readings.cpu_hold_end and readings.hold_s > 0:
+        idle = readings.cpu_hold_end.total_s - readings.cpu_held.total_s
+        samples.append(Sample("cpu_idle", idle / readings.hold_s, "CPU"))
+    if readings.cpu_exited:
+        cpu["throttled_s"] = readings.cpu_exited.throttled_s
+    for rule in workload.metrics:
+        samples.append(output_metrics.extract(rule, instance.stdout, instance.stderr))
+    trial.samples = samples
+
+
+def _attribute(cpu: dict[str, float | int | None], window_s: float, readings: _Readings) -> None:
+    """How much of what the host did in the window was the instance's (windows of 2 s and more)."""
+    if readings.host_started is None or readings.host_exited is None:
+        return
+    change = between(readings.host_started, readings.host_exited)
+    busy, seconds = change.get("busy_cpu_s"), change.get("seconds")
+    if busy and seconds and seconds >= 2.0:
+        cpu["host_busy_s"] = busy
+        cpu["attributed"] = window_s / busy
+
+
+def _save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> str | None:
+    parts = [
+        f"== {name} ==\n".encode() + data[-LOG_LIMIT:] + b"\n"
+        for name, data in (
+            ("stdout", instance.stdout),
+            ("stderr", instance.stderr),
+            ("console", instance.console()),
+        )
+        if data
+    ]
+    if not parts:
+        return None
+    arm = slot.arm.replace(":", "-")
+    path = log_dir / f"{slot.block:03d}-{attempt}-{slot.workload}-{arm}.log"
+    path.write_bytes(b"".join(parts))
+    return f"{log_dir.name}/{path.name}"
+
+
+def _one_line(error: HvctError) -> str:
+    return " ".join(error.message.split())
