@@ -1,0 +1,108 @@
+"""Everything that is checked before a change lands: `./hvct test` runs it, `nox -l` lists it.
+
+All sessions share the project's own environment, which ./hvct made: installing
+the same packages a second time would cost minutes and test nothing more. Only
+`wheel` has its own, because what it checks is the installed distribution.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.error_on_external_run = False
+# The tests come last, so that the last thing printed is pytest's own summary.
+nox.options.sessions = ["lint", "wheel", "tests"]
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("bench", "ct", "hv", "reports")
+SOURCES = (*PACKAGES, "tests", "noxfile.py")
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Files of the checkout that match, without those that git ignores (or all, without git)."""
+    asked = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "--", *patterns]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git
+        roots = [ROOT / name for name in (*PACKAGES, "tests", ".ci")]
+        return sorted(
+            str(path.relative_to(ROOT))
+            for root in roots
+            for pattern in patterns
+            for path in root.rglob(pattern.rpartition("/")[2])
+        )
+    return sorted(name for name in done.stdout.splitlines() if (ROOT / name).is_file())
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Layout, types, layers, spelling, shell and C."""
+    python = sys.executable
+    session.run(python, "-m", "ruff", "check", ".")
+    session.run(python, "-m", "ruff", "format", "--check", ".")
+    session.run(python, "-m", "mypy")
+    session.run(python, "-c", "from importlinter.cli import lint_imports_command as main; main()")
+    session.run(python, "-m", "codespell_lib", *tracked("*.py", "*.md", "*.txt", "*.toml"))
+    session.run("shellcheck", "hvct", ".ci/run", *tracked("*.sh"))
+    if sources := tracked("*.c", "*.h"):
+        session.run("clang-format", "--dry-run", "-Werror", *sources)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; every skip is listed at the end with its reason."""
+    session.run(sys.executable, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, look into it, and run the tests that need no root against it."""
+    room = Path(session.create_tmp()).resolve()
+    for old in room.glob("*.whl"):
+        old.unlink()
+    session.run(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(room), str(ROOT)
+    )  # fmt: skip
+    (built,) = room.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(built).namelist()}
+    if (found := {top for top in tops if not top.endswith(".dist-info")}) != set(PACKAGES):
+        session.error(f"the wheel holds {sorted(found)}, it should hold {sorted(PACKAGES)}")
+
+    python = installed(session, room / "venv", built)
+    session.chdir(room)  # the checkout must not be importable
+    session.run(
+        python, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
+        "-p", "no:cacheprovider", "-m", "not (root or vm or chroot)", str(ROOT / "tests"),
+        env={"HVCT_TEST_INSTALLED": "1"},
+    )  # fmt: skip
+
+
+def installed(session: nox.Session, venv: Path, built: Path) -> str:
+    """An environment that has the wheel, and the libraries of the project's environment.
+
+    The libraries are lent by a .pth line: such a line adds the folder but not
+    the .pth files in it, so the checkout's own editable install stays unseen.
+    """
+    session.run(sys.executable, "-m", "venv", "--clear", str(venv))
+    python = str(venv / "bin" / "python")
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ours = session.run(python, "-c", where, silent=True)
+    theirs = session.run(sys.executable, "-c", where, silent=True)
+    Path(str(ours).strip(), "lent.pth").write_text(str(theirs).strip() + "\n")
+    session.run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", str(built))
+    session.run(python, "-m", "pip", "check")
+    return python
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure hvct itself (pytest-benchmark and the ratios of tests/perf); not part of the gate."""
+    session.run(
+        sys.executable, "-m", "pytest", "--benchmark-enable", "-s", "tests/perf", *session.posargs
+    )  # fmt: skip
