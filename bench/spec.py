@@ -37,7 +37,9 @@ def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
     usable = sorted(os.sched_getaffinity(0) | set(_all_online()))
     count = math.ceil(cpus)
     if count > len(usable):
-        raise BadInput(f"{cpus:g} CPUs were asked for, this host has {len(usable)}", "ask for fewer")
+        raise BadInput(
+            f"{cpus:g} CPUs were asked for, this host has {len(usable)}", "ask for fewer"
+        )
     return tuple(usable[-count:]), (cpus if cpus != count else None)
 
 

@@ -223,7 +223,9 @@ def _judge_exit(instance: Instance, workload: Workload) -> None:
         return
     status = instance.exit
     if status is None or status.signal is not None or status.code != workload.expect_status:
-        raise HvctError(f"the workload ended with {_ending(instance)}" if status else "no exit status")
+        raise HvctError(
+            f"the workload ended with {_ending(instance)}" if status else "no exit status"
+        )
 
 
 def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Readings) -> None:

@@ -1,0 +1,181 @@
+"""A run from its plan to its last stored trial.
+
+The order is the order of DESIGN's "way of one trial": receipts first (untimed, and the
+warm-up), then the blocks of the schedule, each trial stored before the next begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bench import schedule, spec, store
+from bench.backend import Backend
+from bench.context import RunContext
+from bench.disturbances import wait_quiet
+from bench.errors import HvctError, Refused
+from bench.model import Image, Outcome, ReceiptLevel, Trial, Workload
+from bench.pagecache import resident_fraction, warm
+from bench.plan import Plan
+from bench.receipts import take_receipt
+from bench.schedule import Slot
+from bench.trial import run_trial
+
+DURATION_SMOOTHING = 0.5
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def stage(self, text: str) -> None:
+        """A stage of preparation begins."""
+        ...
+
+    def begin(
+        self, slot: Slot, workload: Workload, done: int, total: int, left_s: float | None
+    ) -> None:
+        """A trial begins; `left_s` is the estimated time of all that is left."""
+        ...
+
+    def end(self, trial: Trial) -> None:
+        """A trial was stored."""
+        ...
+
+
+@dataclass
+class Durations:
+    """Running estimate of how long a trial of each kind takes, gaps included, in seconds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, arm: str, workload: str, seconds: float) -> None:
+        """Take one duration into the estimate."""
+        key = f"{arm}/{workload}"
+        old = self.seconds.get(key, seconds)
+        self.seconds[key] = old + DURATION_SMOOTHING * (seconds - old)
+
+    def of(self, slots: list[Slot]) -> float | None:
+        """Seconds these slots will take, None when a kind was never seen."""
+        try:
+            return sum(self.seconds[f"{slot.arm}/{slot.workload}"] for slot in slots)
+        except KeyError:
+            return None
+
+
+@dataclass
+class Campaign:
+    """One run being executed on this host. The caller owns backends, network and store."""
+
+    plan: Plan
+    run: dict[str, Any]
+    run_store: store.RunStore
+    backends: Mapping[str, Backend]
+    images: Mapping[str, Image]
+    context: RunContext
+    progress: Progress
+    durations: Durations = field(default_factory=Durations)
+    _number: int = 0
+
+    def execute(self) -> None:
+        """Take the receipts, then run what the store does not hold yet.
+
+        Raises:
+            KeyboardInterrupt: after the current instance was released; the run can be resumed.
+            HvctError: the run directory could not be written.
+        """
+        self.take_receipts()
+        slots = self.remaining()
+        done_before = self.total() - len(slots)
+        attempts = store.attempts(self.context_dir())
+        for index, slot in enumerate(slots):
+            workload = self.plan.workload(slot.workload)
+            left = self.durations.of(slots[index:])
+            self.progress.begin(slot, workload, done_before + index, self.total(), left)
+            began = time.monotonic()
+            attempt = attempts.get(slot.block, 0) + 1
+            trial = self.one(slot, workload, attempt)
+            self.run_store.append(trial)
+            self.durations.note(slot.arm, slot.workload, time.monotonic() - began)
+            self.progress.end(trial)
+
+    def context_dir(self) -> Any:
+        """The run directory."""
+        return self.run_store.directory
+
+    def slots(self) -> list[Slot]:
+        """The whole schedule."""
+        names = [workload.name for workload in self.plan.workloads]
+        return schedule.build(self.plan.arms, names, self.plan.blocks, self.plan.seed)
+
+    def total(self) -> int:
+        """Number of trials in the plan."""
+        return len(self.plan.arms) * len(self.plan.workloads) * self.plan.blocks
+
+    def remaining(self) -> list[Slot]:
+        """Slots of all blocks that are not complete; a block cut short is rerun whole."""
+        complete = store.load(self.context_dir()).complete_blocks()
+        return [slot for slot in self.slots() if slot.block not in complete]
+
+    def one(self, slot: Slot, workload: Workload, attempt: int) -> Trial:
+        """Settle, make sure of the page cache, and run one trial."""
+        settled = wait_quiet()
+        image = self.images[workload.image]
+        fraction = resident_fraction(image.path)
+        if fraction < 1.0:
+            warm(image.path)
+            fraction = resident_fraction(image.path)
+        number = self.next_number()
+        instance_spec = spec.make(workload, image, self.context, number)
+        log_dir = self.run_store.directory / "logs"
+        trial = run_trial(self.backends[slot.arm], slot, workload, instance_spec, log_dir, attempt)
+        trial.disturbances.update(settled)
+        trial.disturbances["image_resident"] = fraction
+        return trial
+
+    def next_number(self) -> int:
+        """Number of the next instance of the run."""
+        self._number += 1
+        return self._number
+
+    def take_receipts(self) -> None:
+        """One untimed trial per arm and workload: content digests, and the warm-up."""
+        held = {(item["arm"], item["workload"]) for item in self.run.get("receipts", [])}
+        receipts = list(self.run.get("receipts", []))
+        descriptions = dict(self.run.get("descriptions", {}))
+        for workload in self.plan.workloads:
+            for arm in self.plan.arms:
+                if (arm, workload.name) in held:
+                    continue
+                self.progress.stage(f"identity receipt: {arm} · {workload.title}")
+                image = self.images[workload.image]
+                instance_spec = spec.make(
+                    workload, image, self.context, self.next_number(), receipt=ReceiptLevel.DIGEST
+                )
+                began = time.monotonic()
+                item: dict[str, Any] = {"arm": arm, "workload": workload.name, "receipt": {}}
+                try:
+                    item["receipt"], description = take_receipt(
+                        self.backends[arm], workload, instance_spec
+                    )
+                    descriptions.setdefault(arm, description)
+                except Refused as error:
+                    item["error"] = error.message
+                except HvctError as error:
+                    # The measured trials will fail the same way, and be counted there.
+                    item["error"] = error.message
+                receipts.append(item)
+                self.durations.note(arm, workload.name, time.monotonic() - began)
+        self.run["receipts"] = store.jsonable(receipts)
+        self.run["descriptions"] = store.jsonable(descriptions)
+        self.run_store.write_run(self.run)
+
+
+def outcome_counts(trials: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many trials of each arm ended how."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: {name.value: 0 for name in Outcome})
+    for trial in trials:
+        counts[trial["arm"]][trial["outcome"]] += 1
+    return dict(counts)

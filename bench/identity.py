@@ -1,0 +1,211 @@
+"""Was it the same work? Receipts of two arms compared field by field.
+
+Each field is classed: *must match*, *declared difference* or *informational*. Allowed
+differences belong to a pair of arms, in the one closed table below. A must-match field
+that differs makes the comparison refused, and the report says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class FieldClass(StrEnum):
+    """What a difference in a receipt field means."""
+
+    MUST_MATCH = "must match"
+    DECLARED = "declared difference"
+    INFORMATIONAL = "informational"
+
+
+FIELDS: dict[str, FieldClass] = {
+    # What runs.
+    "arg": FieldClass.MUST_MATCH,
+    "env": FieldClass.MUST_MATCH,
+    "cwd": FieldClass.MUST_MATCH,
+    "uid": FieldClass.MUST_MATCH,
+    "gid": FieldClass.MUST_MATCH,
+    "group": FieldClass.MUST_MATCH,
+    "umask": FieldClass.MUST_MATCH,
+    "rlimit": FieldClass.MUST_MATCH,
+    "program": FieldClass.MUST_MATCH,
+    "program_inode": FieldClass.MUST_MATCH,
+    "program_size": FieldClass.MUST_MATCH,
+    "program_mode": FieldClass.MUST_MATCH,
+    "content": FieldClass.MUST_MATCH,
+    "image": FieldClass.MUST_MATCH,
+    # What it may use.
+    "cpus_allowed": FieldClass.MUST_MATCH,
+    "writable_bytes": FieldClass.MUST_MATCH,
+    "writable_inodes": FieldClass.MUST_MATCH,
+    "shm_bytes": FieldClass.MUST_MATCH,
+    "thp": FieldClass.MUST_MATCH,
+    "securebits": FieldClass.MUST_MATCH,
+    "timerslack_ns": FieldClass.MUST_MATCH,
+    "hostname": FieldClass.MUST_MATCH,
+    # Work metrics only.
+    "cpu_flags": FieldClass.MUST_MATCH,
+    "vulnerability": FieldClass.MUST_MATCH,
+    # Different by nature, and said so.
+    "release": FieldClass.DECLARED,
+    "version": FieldClass.DECLARED,
+    "clocksource": FieldClass.DECLARED,
+    "cpu_model": FieldClass.DECLARED,
+    "cpus_online": FieldClass.DECLARED,
+    "mem_total_bytes": FieldClass.DECLARED,
+    "pid": FieldClass.DECLARED,
+    "cap_effective": FieldClass.DECLARED,
+    "cap_permitted": FieldClass.DECLARED,
+    "cap_inheritable": FieldClass.DECLARED,
+    "cap_bounding": FieldClass.DECLARED,
+    "cap_ambient": FieldClass.DECLARED,
+    "no_new_privs": FieldClass.DECLARED,
+    "seccomp": FieldClass.DECLARED,
+    "cmdline": FieldClass.DECLARED,
+}
+"""Class of each field between a VM and a container; a field not listed is informational."""
+
+WORK_ONLY = frozenset({"cpu_flags", "vulnerability"})
+"""Fields that must match for metrics of work done, and are declared for start-up."""
+
+SAME_SECURITY = frozenset(
+    {"cap_effective", "cap_permitted", "cap_bounding", "no_new_privs", "seccomp"}
+)
+"""Fields that must match as well under the security profile ``same``."""
+
+PROCESS_DECLARED = frozenset({"hostname"})
+"""What a bare process shares with the host: name, memory, and it is not PID 1."""
+
+
+@dataclass(frozen=True)
+class FieldDifference:
+    """One field that differs between two receipts."""
+
+    name: str
+    field_class: FieldClass
+    first: str
+    second: str
+
+
+@dataclass
+class PairIdentity:
+    """What comparing the receipts of one pair of arms over a run found."""
+
+    arm: str
+    baseline: str
+    pairs: int = 0
+    identical: int = 0
+    missing: int = 0
+    differences: dict[str, FieldDifference] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    work_refused: dict[str, str] = field(default_factory=dict)
+
+
+def class_of(name: str, arms: Iterable[str], security: str) -> FieldClass:
+    """The class of a field for a pair of arms under a security profile."""
+    if security == "same" and name in SAME_SECURITY:
+        return FieldClass.MUST_MATCH
+    backends = {arm.partition(":")[0] for arm in arms}
+    if "process" in backends and name in PROCESS_DECLARED:
+        return FieldClass.DECLARED
+    return FIELDS.get(name, FieldClass.INFORMATIONAL)
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], arms: tuple[str, str], security: str
+) -> list[FieldDifference]:
+    """Every field in which two receipts differ, with its class.
+
+    Fields that only one of the two holds differ too: an arm cannot pass by being silent.
+    """
+    found = []
+    for name in sorted({*first, *second}):
+        if first.get(name) != second.get(name):
+            found.append(
+                FieldDifference(
+                    name,
+                    class_of(name, arms, security),
+                    shown(first.get(name)),
+                    shown(second.get(name)),
+                )
+            )
+    return found
+
+
+def shown(value: Any) -> str:
+    """A receipt value, short enough for a table."""
+    if value is None:
+        return "(absent)"
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if len(text) > 160:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        return f"{text[:120]}… ({len(text)} characters, sha256 {digest})"
+    return text
+
+
+def compare(
+    trials: Iterable[Mapping[str, Any]],
+    untimed: Iterable[Mapping[str, Any]],
+    pairs: Iterable[tuple[str, str]],
+    security: Mapping[str, str],
+) -> list[PairIdentity]:
+    """Compare the receipts of every pair of trials of one block and workload.
+
+    Args:
+        trials: stored trials, with cheap receipts.
+        untimed: ``{"arm", "workload", "receipt"}`` of the untimed digest trials.
+        pairs: (arm, baseline) as the report compares them.
+        security: workload name → its security profile.
+    """
+    by_place = {
+        (trial["block"], trial["workload"], trial["arm"]): trial["receipt"]
+        for trial in trials
+        if trial["outcome"] == "ok"
+    }
+    by_digest = {(item["workload"], item["arm"]): item["receipt"] for item in untimed}
+    results = []
+    for arm, baseline in pairs:
+        result = PairIdentity(arm, baseline)
+        for (block, workload, name), receipt in by_place.items():
+            other = by_place.get((block, workload, baseline))
+            if name != arm or other is None:
+                continue
+            result.pairs += 1
+            if not receipt or not other:
+                result.missing += 1
+                result.refused[workload] = "an arm sent no receipt"
+                continue
+            _note(
+                result,
+                workload,
+                differences(receipt, other, (arm, baseline), security.get(workload, "")),
+            )
+        for (workload, name), receipt in by_digest.items():
+            other = by_digest.get((workload, baseline))
+            if name == arm and other is not None:
+                found = differences(receipt, other, (arm, baseline), security.get(workload, ""))
+                _note(result, workload, found, counted=False)
+        results.append(result)
+    return results
+
+
+def _note(
+    result: PairIdentity, workload: str, found: list[FieldDifference], *, counted: bool = True
+) -> None:
+    broken = False
+    for difference in found:
+        result.differences.setdefault(difference.name, difference)
+        if difference.field_class is not FieldClass.MUST_MATCH:
+            continue
+        text = f"{difference.name}: {difference.first} against {difference.second}"
+        if difference.name in WORK_ONLY:
+            result.work_refused.setdefault(workload, text)
+        else:
+            broken = True
+            result.refused.setdefault(workload, text)
+    if counted and not broken:
+        result.identical += 1
