@@ -16,11 +16,11 @@ from bench import schedule, spec, store
 from bench.backend import Backend
 from bench.context import RunContext
 from bench.disturbances import wait_quiet
-from bench.errors import HvctError, Refused
-from bench.model import Image, Outcome, ReceiptLevel, Trial, Workload
+from bench.errors import HvctError
+from bench.model import Image, InstanceSpec, Outcome, ReceiptLevel, Trial, Workload
 from bench.pagecache import resident_fraction, warm
 from bench.plan import Plan
-from bench.receipts import take_receipt
+from bench.receipts import loaded_files, take_receipt
 from bench.schedule import Slot
 from bench.trial import run_trial
 
@@ -89,7 +89,7 @@ class Campaign:
         self.take_receipts()
         slots = self.remaining()
         done_before = self.total() - len(slots)
-        attempts = store.attempts(self.context_dir())
+        attempts = store.attempts(self.run_store.directory)
         for index, slot in enumerate(slots):
             workload = self.plan.workload(slot.workload)
             left = self.durations.of(slots[index:])
@@ -100,10 +100,6 @@ class Campaign:
             self.run_store.append(trial)
             self.durations.note(slot.arm, slot.workload, time.monotonic() - began)
             self.progress.end(trial)
-
-    def context_dir(self) -> Any:
-        """The run directory."""
-        return self.run_store.directory
 
     def slots(self) -> list[Slot]:
         """The whole schedule."""
@@ -116,7 +112,7 @@ class Campaign:
 
     def remaining(self) -> list[Slot]:
         """Slots of all blocks that are not complete; a block cut short is rerun whole."""
-        complete = store.load(self.context_dir()).complete_blocks()
+        complete = store.load(self.run_store.directory).complete_blocks()
         return [slot for slot in self.slots() if slot.block not in complete]
 
     def one(self, slot: Slot, workload: Workload, attempt: int) -> Trial:
@@ -127,50 +123,53 @@ class Campaign:
         if fraction < 1.0:
             warm(image.path)
             fraction = resident_fraction(image.path)
-        number = self.next_number()
-        instance_spec = spec.make(workload, image, self.context, number)
         log_dir = self.run_store.directory / "logs"
-        trial = run_trial(self.backends[slot.arm], slot, workload, instance_spec, log_dir, attempt)
+        wanted = self.make_spec(workload)
+        trial = run_trial(self.backends[slot.arm], slot, workload, wanted, log_dir, attempt)
         trial.disturbances.update(settled)
         trial.disturbances["image_resident"] = fraction
         return trial
 
-    def next_number(self) -> int:
-        """Number of the next instance of the run."""
-        self._number += 1
-        return self._number
-
     def take_receipts(self) -> None:
         """One untimed trial per arm and workload: content digests, and the warm-up."""
-        held = {(item["arm"], item["workload"]) for item in self.run.get("receipts", [])}
-        receipts = list(self.run.get("receipts", []))
+        receipts: list[dict[str, Any]] = list(self.run.get("receipts", []))
+        held = {(item["arm"], item["workload"]) for item in receipts}
         descriptions = dict(self.run.get("descriptions", {}))
+        # The arm that starts quickest lists the files, for all.
+        arms = sorted(self.plan.arms, key=lambda arm: arm.startswith("vm"))
         for workload in self.plan.workloads:
-            for arm in self.plan.arms:
+            libraries: list[str] | None = None
+            for arm in arms:
                 if (arm, workload.name) in held:
                     continue
                 self.progress.stage(f"identity receipt: {arm} · {workload.title}")
-                image = self.images[workload.image]
-                instance_spec = spec.make(
-                    workload, image, self.context, self.next_number(), receipt=ReceiptLevel.DIGEST
-                )
                 began = time.monotonic()
                 item: dict[str, Any] = {"arm": arm, "workload": workload.name, "receipt": {}}
                 try:
+                    if libraries is None:
+                        libraries = loaded_files(self.backends[arm], self.make_spec(workload))
+                        began = time.monotonic()
+                    wanted = self.make_spec(workload, ReceiptLevel.DIGEST)
                     item["receipt"], description = take_receipt(
-                        self.backends[arm], workload, instance_spec
+                        self.backends[arm], workload, wanted, libraries
                     )
                     descriptions.setdefault(arm, description)
-                except Refused as error:
-                    item["error"] = error.message
                 except HvctError as error:
-                    # The measured trials will fail the same way, and be counted there.
+                    # The measured trials will end the same way, and are counted there.
                     item["error"] = error.message
                 receipts.append(item)
                 self.durations.note(arm, workload.name, time.monotonic() - began)
         self.run["receipts"] = store.jsonable(receipts)
         self.run["descriptions"] = store.jsonable(descriptions)
         self.run_store.write_run(self.run)
+
+    def make_spec(
+        self, workload: Workload, receipt: ReceiptLevel = ReceiptLevel.CHEAP
+    ) -> InstanceSpec:
+        """The specification of the run's next instance, of this workload."""
+        self._number += 1
+        image = self.images[workload.image]
+        return spec.make(workload, image, self.context, self._number, receipt=receipt)
 
 
 def outcome_counts(trials: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

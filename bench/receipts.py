@@ -1,8 +1,8 @@
 """The untimed trial that proves what runs: content digests of program, loader and libraries.
 
-Which files a program needs is asked of its own loader inside the instance (``ld.so
---list``), and the bytes are read from inside and hashed here, so both arms answer with
-what they would really execute.
+Which files a program needs is asked of its own loader inside an instance (``ld.so
+--list``), once; their bytes are then read from inside every arm and hashed here, with
+the loader's cache and preload files, so each arm answers with what it would execute.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import re
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bench.backend import Backend, Instance
@@ -23,52 +24,83 @@ _PT_INTERP = 3
 
 
 def take_receipt(
-    backend: Backend, workload: Workload, spec: InstanceSpec
+    backend: Backend, workload: Workload, spec: InstanceSpec, libraries: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, object]]:
     """Run the workload once, untimed, and return its full receipt and what was set up.
+
+    Args:
+        libraries: further files to hash, from `loaded_files`.
 
     Raises:
         HvctError: it could not be launched, or sent no receipt.
     """
     with backend.launch(spec) as instance:
-        deadline = time.monotonic_ns() + LIMIT_NS
-        if not instance.wait(Event.STARTED, deadline):
+        if not instance.wait(Event.STARTED, time.monotonic_ns() + LIMIT_NS):
             raise LaunchFailed("the workload was not started within 120 s")
         description = instance.describe()
-        # Long enough to have exercised what the measured trials will do, servers included.
+        # As long as a measured trial runs, so that it warms up what they use.
         if workload.until == "exit":
             instance.wait(Event.EXITED, time.monotonic_ns() + int(workload.timeout_s * 1e9))
         if instance.exit is None:
             instance.stop(1.0)
         receipt = dict(instance.receipt)
-        program = str(receipt.get("program", spec.argv[0]))
-        loader, is_script = _fetch_head(instance, program)
-        contents = [_digest(instance, path) for path in _unique([program, loader])]
-    if not receipt:
-        raise HvctError("the agent sent no receipt")
-    libraries: list[str] = []
-    if loader and not is_script:
-        libraries = _libraries(backend, spec, loader, program)
-    receipt["content"] = [*contents, *libraries]
+        if not receipt:
+            raise HvctError("the agent sent no receipt")
+        paths = [str(receipt.get("program", spec.argv[0])), *libraries]
+        receipt["content"] = [_digest(instance, path) for path in dict.fromkeys(paths)]
     receipt["image"] = spec.image.digest
     return receipt, description
 
 
-def _unique(paths: list[str]) -> list[str]:
-    return [path for path in dict.fromkeys(paths) if path]
+def loaded_files(backend: Backend, spec: InstanceSpec) -> list[str]:
+    """Interpreter, loader, shared libraries and loader configuration of a spec's program.
+
+    Runs the program's own loader with ``--list`` in an instance of `backend`.
+
+    Raises:
+        HvctError: the program cannot be read or its loader does not answer.
+    """
+    plain = dataclasses.replace(
+        spec,
+        id=spec.id + "l",
+        network=NetworkMode.NONE,
+        address=None,
+        listen_port=0,
+        output=OutputMode.SPOOL,
+        receipt=ReceiptLevel.CHEAP,
+    )
+    files: list[str] = []
+    program = spec.argv[0]
+    for _ in range(3):  # a script names an interpreter, which may be a script again
+        with backend.launch(plain) as instance:
+            if not instance.wait(Event.STARTED, time.monotonic_ns() + LIMIT_NS):
+                raise LaunchFailed("the program was not started within 120 s")
+            instance.stop(1.0)
+            program = str(instance.receipt.get("program", program))
+            head = instance.fetch(program)
+        if head[:2] != b"#!":
+            break
+        words = head[2:256].split(b"\n")[0].decode("utf-8", "replace").split()
+        if not words:
+            return files
+        files.append(words[0])
+        plain = dataclasses.replace(plain, argv=(words[0], "-c", ""))
+    loader = elf_interpreter(head)
+    if not loader:
+        return files
+    asking = dataclasses.replace(plain, id=spec.id + "m", argv=(loader, "--list", program))
+    with backend.launch(asking) as instance:
+        if not instance.wait(Event.EXITED, time.monotonic_ns() + LIMIT_NS):
+            raise LaunchFailed("the loader did not list the libraries within 120 s")
+        found = re.findall(r"(/\S+) \(0x[0-9a-f]+\)", instance.stdout.decode("utf-8", "replace"))
+    return [*files, *sorted({loader, *found}), "/etc/ld.so.cache", "/etc/ld.so.preload"]
 
 
 def _digest(instance: Instance, path: str) -> str:
-    return f"{path} {hashlib.sha256(instance.fetch(path)).hexdigest()}"
-
-
-def _fetch_head(instance: Instance, program: str) -> tuple[str, bool]:
-    """The program's interpreter: an ELF loader, or what a script's first line names."""
-    data = instance.fetch(program)
-    if data[:2] == b"#!":
-        words = data[2:256].split(b"\n")[0].split()
-        return (words[0].decode("utf-8", "replace") if words else ""), True
-    return elf_interpreter(data), False
+    try:
+        return f"{path} {hashlib.sha256(instance.fetch(path)).hexdigest()}"
+    except FileNotFoundError:
+        return f"{path} (absent)"
 
 
 def elf_interpreter(data: bytes) -> str:
@@ -88,22 +120,3 @@ def elf_interpreter(data: bytes) -> str:
             (length,) = struct.unpack_from("<Q", data, start + 32)
             return data[place : place + length].rstrip(b"\0").decode("utf-8", "replace")
     return ""
-
-
-def _libraries(backend: Backend, spec: InstanceSpec, loader: str, program: str) -> list[str]:
-    """Digests of the shared libraries, as the program's own loader resolves them inside."""
-    asking = dataclasses.replace(
-        spec,
-        id=spec.id + "l",
-        argv=(loader, "--list", program),
-        network=NetworkMode.NONE,
-        address=None,
-        listen_port=0,
-        output=OutputMode.SPOOL,
-        receipt=ReceiptLevel.CHEAP,
-    )
-    with backend.launch(asking) as instance:
-        if not instance.wait(Event.EXITED, time.monotonic_ns() + LIMIT_NS):
-            raise LaunchFailed("the loader did not list the libraries within 120 s")
-        found = re.findall(r"(/\S+) \(0x[0-9a-f]+\)", instance.stdout.decode("utf-8", "replace"))
-        return [_digest(instance, path) for path in sorted(set(found)) if path != loader]
