@@ -46,7 +46,7 @@ def lock(name: str) -> Iterator[None]:
 @contextmanager
 def workspace(prefix: str) -> Iterator[Path]:
     """A fresh folder inside the cache (so that a rename out of it is atomic), removed after."""
-    path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=cache_dir("tmp")))
+    path = Path(tempfile.mkdtemp(prefix=f"{prefix}-p{os.getpid()}-", dir=cache_dir("tmp")))
     try:
         yield path
     finally:

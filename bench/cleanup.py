@@ -1,0 +1,330 @@
+"""Undo what dead runs left on this host; every step may be repeated.
+
+Also the program that launcher and worker run when the harness died, so it imports
+little. Nothing is ever killed by its name: only members of the run's control groups, and
+processes that carry ``HVCT_RUN=<tag>`` in the environment they were started with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import cgroup, cgroupfs, journal
+from bench.context import RUN_VARIABLE, runtime_root
+from bench.errors import BadInput, HostCannot, HvctError, oserror
+
+TAG = re.compile(r"[a-z0-9]{1,8}")
+MNT_DETACH = 2
+LOOP_CLR_FD = 0x4C01
+OWNER_DEADLINE_S = 3.0  # how long a killed harness may take to become a zombie
+DRAFT_AGE_S = 86400.0
+
+
+def clean(tag: str | None = None, dry_run: bool = False) -> list[str]:
+    """Undo one run (its owner dead, or the caller), or every dead one.
+
+    Args:
+        tag: the run; None for all dead runs and half-made files in the cache.
+        dry_run: only say what would be done.
+
+    Returns:
+        What was done, one line each.
+
+    Raises:
+        BadInput: the tag is not one.
+        HostCannot: the run is alive and somebody else's.
+        HvctError: a step failed (the others were done; the journal stays).
+    """
+    if tag is not None:
+        return _clean_run(tag, dry_run)
+    done = []
+    for record in journal.dead():
+        done += _clean_run(record.tag, dry_run)
+    return done + _clean_drafts(dry_run)
+
+
+def clean_dead() -> list[str]:
+    """What every command does first: free when nothing was left (one listing)."""
+    done = []
+    for record in journal.dead():
+        with contextlib.suppress(HvctError):  # `hvct clean` tells; other commands go on
+            done += _clean_run(record.tag, dry_run=False)
+    return done
+
+
+def _clean_run(tag: str, dry_run: bool) -> list[str]:
+    if not TAG.fullmatch(tag):
+        raise BadInput(f"{tag!r} is not the tag of a run", "hvct clean names them")
+    record = next((entry for entry in journal.journals() if entry.tag == tag), None)
+    if record and record.alive and record.pid != os.getpid():
+        raise HostCannot(
+            f"run {tag} is alive: process {record.pid}, {record.run_dir}", "end it first"
+        )
+    steps: list[Callable[[str, journal.Journal | None, bool], list[str]]] = [
+        _leave_group,
+        _end_domains,
+        _end_processes,
+        _remove_groups,
+        _remove_links,
+        _unmount,
+        _free_loops,
+        _remove_runtime_dir,
+    ]
+    done, failures = [], []
+    with _one_at_a_time():
+        for step in steps:
+            try:
+                done += step(tag, record, dry_run)
+            except HvctError as error:
+                failures.append(error)
+        if record and not dry_run and not failures:
+            record.path.unlink(missing_ok=True)
+    if failures:
+        raise failures[0]
+    return done
+
+
+def _leave_group(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    """Step out of the run's own group, lest removing it kills the cleaner."""
+    inside = f"/{cgroupfs.OURS}/{tag}" in cgroupfs.read_text("/proc/self/cgroup")
+    if inside and not dry_run:
+        for mount in cgroupfs.layout().mounts:
+            cgroupfs.write_text(mount / "cgroup.procs", "0")
+    return []
+
+
+def _end_domains(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    """Domains of a libvirt daemon outlive us; those of the embedded driver do not."""
+    if record is None or not record.libvirt_uri or "/embed" in record.libvirt_uri:
+        return []
+    try:
+        import libvirt
+
+        connection = libvirt.open(record.libvirt_uri)
+    except Exception as error:  # not installed, or the daemon is down: its domains are too
+        return [f"domains at {record.libvirt_uri} not looked at: {error}"]
+    done = []
+    try:
+        for domain in connection.listAllDomains():
+            if domain.name().startswith(f"hvct-{tag}-"):
+                done.append(f"domain {domain.name()} destroyed")
+                if not dry_run:
+                    with contextlib.suppress(libvirt.libvirtError):
+                        domain.destroy()
+    finally:
+        connection.close()
+    return done
+
+
+def _end_processes(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    """SIGKILL whatever was started with the run's mark, but not who asked for this."""
+    mine = _ancestry()
+    mark = f"{RUN_VARIABLE}={tag}".encode()
+    done = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) in mine or not _marked(entry, mark):
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(int(entry))
+            try:
+                if _marked(entry, mark):  # still the same process, now that it is held
+                    name = Path(f"/proc/{entry}/comm").read_text().strip()
+                    if not dry_run:
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    done.append(f"process {entry} ({name}) killed")
+            finally:
+                os.close(handle)
+    return done
+
+
+def _marked(pid: str, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _ancestry() -> set[int]:
+    """This process and all its ancestors."""
+    found, pid = set(), os.getpid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            break
+        pid = int(stat[stat.rindex(")") + 2 :].split()[1])
+    return found
+
+
+def _remove_groups(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    try:
+        mounts = cgroupfs.layout().mounts
+    except HostCannot:
+        return []
+    left = [str(path) for mount in mounts if (path := mount / cgroupfs.OURS / tag).is_dir()]
+    if left and not dry_run:
+        cgroup.remove_all(tag)
+    return [f"control group {path} removed" for path in left]
+
+
+def _remove_links(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    from bench import network
+
+    names = network.links_of(tag)
+    if names and not dry_run:
+        network.delete_links(tag)
+        left = [name for name in network.links_of(tag)]
+        if left:
+            raise HvctError(f"links {', '.join(left)} cannot be deleted", f"ip link del {left[0]}")
+    return [f"link {name} deleted" for name in names]
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points at or below a folder, the last mounted first."""
+    points = []
+    for line in cgroupfs.read_text("/proc/self/mountinfo").splitlines():
+        point = line.split(" ")[4].encode().decode("unicode_escape")
+        if Path(point).is_relative_to(folder):
+            points.append(point)
+    return points[::-1]
+
+
+def _unmount(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    points = _mounts_below(runtime_root() / tag)
+    if not dry_run:
+        for point in points:
+            umount2(point, MNT_DETACH)
+    return [f"{point} unmounted" for point in points]
+
+
+def umount2(point: str, flags: int) -> None:
+    """Detach a mount (the system call of that name).
+
+    Raises:
+        HvctError: it is busy or not ours.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(point), flags) != 0:
+        number = ctypes.get_errno()
+        raise oserror("umount2", point, OSError(number, os.strerror(number)))
+
+
+def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    """Detach loop devices of the run, and of the cache where no run is alive to need them.
+
+    A device that is still mounted somewhere only gets the autoclear flag by this.
+    """
+    roots = [runtime_root() / tag]
+    others = [entry for entry in journal.live() if entry.tag != tag]
+    if record and record.cache_dir and not others:
+        roots.append(Path(record.cache_dir))
+    done = []
+    for device, backing in loop_devices():
+        if any(backing.is_relative_to(root) for root in roots):
+            if not dry_run:
+                _clear_loop(device)
+            done.append(f"{device} ({backing.name}) detached")
+    return done
+
+
+def loop_devices() -> Iterator[tuple[Path, Path]]:
+    """Every loop device in use, with its backing file."""
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            backing = entry.read_text().rstrip("\n").removesuffix(" (deleted)")
+            yield Path("/dev") / entry.parent.parent.name, Path(backing)
+
+
+def _clear_loop(device: Path) -> None:
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):  # detached meanwhile
+            fcntl.ioctl(descriptor, LOOP_CLR_FD)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_runtime_dir(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    folder = runtime_root() / tag
+    if not folder.is_dir() or folder.is_symlink():
+        return []
+    if not dry_run:
+        if _mounts_below(folder):  # never delete through a mount
+            raise HvctError(f"{folder} still has mounts below it", "run hvct clean again")
+        shutil.rmtree(folder, ignore_errors=True)
+    return [f"{folder} removed"]
+
+
+def _clean_drafts(dry_run: bool) -> list[str]:
+    """Half-made files in the cache whose maker is gone, and drafts of journals."""
+    from bench.cache import cache_dir
+
+    done = []
+    for folder in cache_dir("tmp").iterdir():
+        owner = re.search(r"-p(\d+)-[^-]*$", folder.name)
+        with contextlib.suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > DRAFT_AGE_S
+            orphan = owner is not None and journal.start_ticks(int(owner[1])) < 0
+            if old or orphan:
+                done.append(f"half-made {folder} removed")
+                if not dry_run:
+                    shutil.rmtree(folder, ignore_errors=True)
+    for draft in runtime_root().glob(".r*.*"):
+        if draft.suffix[1:].isdigit() and journal.start_ticks(int(draft.suffix[1:])) < 0:
+            done.append(f"half-made {draft} removed")
+            if not dry_run:
+                draft.unlink(missing_ok=True)
+    return done
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Launcher, worker and the next command may all clean up the same run at once."""
+    root = runtime_root()
+    try:
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle = (root / "clean.lock").open("w")
+    except OSError as error:
+        raise oserror("open", root / "clean.lock", error) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m bench.cleanup TAG…``: clean up after a harness that has just died.
+
+    A process that gets SIGKILL closes its sockets a moment before it is gone, so its
+    death is awaited first.
+    """
+    status = 0
+    for tag in sys.argv[1:] if arguments is None else arguments:
+        deadline = time.monotonic() + OWNER_DEADLINE_S
+        while any(entry.tag == tag for entry in journal.live()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            for line in clean(tag):
+                print(line)
+        except HvctError as error:
+            print(error.message, file=sys.stderr)
+            status = error.exit_code
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
