@@ -1,0 +1,39 @@
+"""The only importer of hv and ct: turns an arm's name into a backend, lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.arms import Arm
+from bench.backend import Backend
+from bench.context import RunContext
+
+
+def _vm(context: RunContext, options: dict[str, object]) -> Backend:
+    from hv.backend import VmBackend
+
+    return VmBackend(context, **options)
+
+
+def _container(context: RunContext, options: dict[str, object]) -> Backend:
+    from ct.backend import ContainerBackend
+
+    return ContainerBackend(context, **options)
+
+
+def _process(context: RunContext, options: dict[str, object]) -> Backend:
+    from ct.process import ProcessBackend
+
+    return ProcessBackend(context, **options)
+
+
+BACKENDS: dict[str, Callable[[RunContext, dict[str, object]], Backend]] = {
+    "vm": _vm,
+    "container": _container,
+    "process": _process,
+}
+
+
+def make(arm: Arm, context: RunContext) -> Backend:
+    """The backend of an arm, not yet entered. Imports what it needs only now."""
+    return BACKENDS[arm.backend](context, dict(arm.options))
