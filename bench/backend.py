@@ -85,6 +85,10 @@ class Instance(Protocol):
         """Pass bytes to the workload's stdin; b"" closes it."""
         ...
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the workload's terminal its size."""
+        ...
+
     def signal(self, number: int) -> None:
         """Send a signal to the workload (through the agent)."""
         ...

@@ -107,7 +107,7 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         type=Path,
         metavar="FILE",
-        help="guest kernel (vmlinux or bzImage) with its modules beside it",
+        help="guest kernel instead of the distribution's",
     )
     group.add_argument("--libvirt-uri", default="", metavar="URI", help="use a libvirt daemon instead of the embedded driver")  # fmt: skip
 

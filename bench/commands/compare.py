@@ -1,0 +1,309 @@
+"""``hvct compare`` and ``hvct resume``: the main job, from a plan to its report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import arms, estimate, host, journal, plan, registry, spec, store, workloads
+from bench.backend import Backend
+from bench.campaign import Campaign
+from bench.cleanup import clean_dead
+from bench.commands.progress import open_progress
+from bench.context import RunContext
+from bench.errors import BadInput, HostCannot, HvctError
+from bench.image import store as image_store
+from bench.metrics import table
+from bench.model import Capability, Image, NetworkMode, Workload
+from bench.plan import FAIRNESS, Plan
+from bench.version import VERSION
+
+
+def main(options: argparse.Namespace) -> int:
+    """Plan, prepare, measure, report."""
+    chosen = make_plan(options)
+    directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{chosen.name}"
+    if options.dry_run:
+        return print_plan(chosen, directory, options)
+    need_root()
+    clean_dead()
+    with journal.exclusive(options.wait, directory):
+        check_against_host(chosen)
+        run_store = store.RunStore.create(directory)
+        run = describe_run(chosen, directory)
+        run_store.write_run(run)
+        return measure(chosen, run, run_store, options)
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Go on with an interrupted run."""
+    stored = store.load(options.run)
+    chosen = plan.from_run(stored.run["plan"])
+    need_root()
+    clean_dead()
+    changed = host.same_host(stored.run.get("host", {}), host.fingerprint())
+    if changed:
+        raise BadInput(
+            f"this is not the host, or not the state, the run began on: {'; '.join(changed[:3])}",
+            "start a new run; several runs are compared with hvct report RUN RUN",
+        )
+    with journal.exclusive(options.wait, options.run):
+        return measure(chosen, stored.run, store.RunStore(stored.directory), options)
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """The plan that the options describe.
+
+    Raises:
+        BadInput: they contradict each other, or the plan is not valid.
+    """
+    names = tuple(options.arms.split(",")) if options.arms else None
+    if options.plan is not None:
+        if options.workload or options.image:
+            raise BadInput("--plan already says which workloads", "leave the workload names out")
+        made = plan.from_toml(options.plan, seed=options.seed)
+        changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
+        if names:
+            changes["arms"] = names
+        if options.blocks is not None:
+            changes["blocks"] = options.blocks
+        return plan.check(dataclasses.replace(made, **changes))
+    if options.image:
+        if options.workload:
+            raise BadInput("--image is one workload of its own", "put its command after --")
+        chosen: tuple[Workload, ...] = (workloads.from_image(options.image, options.argv),)
+        name = chosen[0].name
+    else:
+        chosen = tuple(map(workloads.builtin, options.workload)) or workloads.quick_suite()
+        name = "quick" if not options.workload else "-".join(options.workload)[:40]
+    made = plan.quick(
+        chosen,
+        arms=names or arms.DEFAULT_ARMS,
+        blocks=plan.QUICK_BLOCKS if options.blocks is None else options.blocks,
+        seed=options.seed,
+        name=name,
+    )
+    return dataclasses.replace(made, judge_emulated=options.judge_emulated)
+
+
+def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> int:
+    """What would be run, and how long it would take."""
+    seconds = estimate.run_seconds(chosen)
+    if options.json:
+        document = {
+            "plan": store.jsonable(chosen),
+            "estimated_s": seconds,
+            "directory": str(directory),
+        }
+        print(json.dumps(document, indent=1))
+        return 0
+    print(f"Plan    {headline(chosen)} · {estimate.phrase(seconds)} · {directory}")
+    for workload in chosen.workloads:
+        argv = shlex.join(workload.argv) if workload.argv else "(the image's own command)"
+        print(
+            f"        {workload.name:10} {workload.title} · image {workload.image}\n{'':19}{argv}"
+        )
+    print("Judged  " + ", ".join(f"{metric} of {name}" for metric, name in chosen.primary))
+    return 0
+
+
+def headline(chosen: Plan) -> str:
+    """One line of counts: arms × workloads × blocks, and the seed."""
+    return (
+        f"{len(chosen.arms)} arms × {len(chosen.workloads)} workloads × {chosen.blocks} blocks"
+        f" · seed {chosen.seed}"
+    )
+
+
+def need_root() -> None:
+    """Namespaces, cgroups and the bridge need root.
+
+    Raises:
+        HostCannot: we are somebody else.
+    """
+    if os.geteuid() != 0:
+        raise HostCannot("measuring needs root (namespaces, cgroups, a bridge)", "run it with sudo")
+
+
+def check_against_host(chosen: Plan) -> None:
+    """Refuse now what this host cannot give, and statistics that could never decide."""
+    from bench.stats.planning import check_reachable
+
+    plan.check_against_host(
+        chosen, cpus=len(os.sched_getaffinity(0)), memory_bytes=host.mem_available_bytes()
+    )
+    unreachable = check_reachable(chosen.blocks, len(chosen.primary), chosen.alpha)
+    if unreachable is not None:
+        raise BadInput(unreachable.message, unreachable.remedy)
+
+
+def describe_run(chosen: Plan, directory: Path) -> dict[str, Any]:
+    """Everything ``run.json`` holds before the first trial."""
+    return {
+        "id": directory.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": None,
+        "seed": chosen.seed,
+        "hvct_version": VERSION,
+        "command": shlex.join(["hvct", *sys.argv[1:]]),
+        "plan": {
+            **store.jsonable(chosen),
+            "pairs": arms.pairs(chosen.arms),
+            "baseline": arms.BASELINE if arms.BASELINE in chosen.arms else chosen.arms[-1],
+            "fairness": FAIRNESS,
+        },
+        "metrics": store.jsonable(table(chosen.workloads)),
+        "host": host.fingerprint(),
+        "images": {},
+        "capabilities": [],
+        "findings": [],
+        "receipts": [],
+        "descriptions": {},
+    }
+
+
+def measure(
+    chosen: Plan, run: dict[str, Any], run_store: store.RunStore, options: argparse.Namespace
+) -> int:
+    """Prepare, run what is not stored yet, report. Returns the exit code."""
+    directory = run_store.directory
+    network = any(workload.network is NetworkMode.BRIDGE for workload in chosen.workloads)
+    with open_progress(chosen, quiet=options.quiet or options.json) as progress:
+        progress.banner("Host", host.summary_line())
+        try:
+            with journal.open_run(
+                directory, network=network, libvirt_uri=options.libvirt_uri, kernel=options.kernel
+            ) as context:
+                images = prepare_images(chosen, progress.stage)
+                run["images"] = store.jsonable(images)
+                with open_backends(chosen.arms, context, progress.stage) as (backends, found):
+                    run["capabilities"] = store.jsonable(list(found.values()))
+                    record_vm(run, found, progress.banner)
+                    run["findings"] = store.jsonable(preflight(list(found.values())))
+                    run_store.write_run(run)
+                    campaign = Campaign(
+                        chosen, run, run_store, backends, images, context, progress, estimate.load()
+                    )
+                    prepare_backends(campaign, progress.stage)
+                    left = estimate.run_seconds(chosen, campaign.durations, campaign.remaining())
+                    progress.banner(
+                        "Plan", f"{headline(chosen)} · {estimate.phrase(left)} · {directory}"
+                    )
+                    with pinned_away(chosen):
+                        campaign.execute()
+                    estimate.save(campaign.durations)
+        except KeyboardInterrupt:
+            progress.close()
+            print(
+                f"\nInterrupted. Go on with: hvct resume {shlex.quote(str(directory))}",
+                file=sys.stderr,
+            )
+            return 130
+        run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        run_store.write_run(run)
+    return finish(directory, options)
+
+
+def prepare_images(chosen: Plan, stage: Any) -> dict[str, Image]:
+    """Every image of the plan, built where it is missing. Never inside a trial."""
+
+    def told(what: str, _fraction: float | None) -> None:
+        stage(what)
+
+    return {
+        name: image_store.prepare(name, told)
+        for name in dict.fromkeys(workload.image for workload in chosen.workloads)
+    }
+
+
+@contextlib.contextmanager
+def open_backends(
+    names: tuple[str, ...], context: RunContext, stage: Any
+) -> Iterator[tuple[dict[str, Backend], dict[str, Capability]]]:
+    """Every arm's backend, entered and probed.
+
+    Raises:
+        HostCannot: an arm cannot run on this host; the hint is the remedy.
+    """
+    with contextlib.ExitStack() as stack:
+        backends: dict[str, Backend] = {}
+        found: dict[str, Capability] = {}
+        for arm in arms.resolve(names):
+            stage(f"trying what this host can do: {arm.name}")
+            backend = stack.enter_context(registry.make(arm, context))
+            capability = backend.probe()
+            if not capability.usable:
+                raise HostCannot(f"{arm.name}: {capability.reason}", capability.remedy)
+            backends[arm.name] = backend
+            found[arm.name] = capability
+        yield backends, found
+
+
+def record_vm(run: dict[str, Any], found: Mapping[str, Capability], banner: Any) -> None:
+    """Say on the terminal, and keep for the report, how VMs are executed here."""
+    for name, capability in found.items():
+        accelerator = capability.accelerator
+        if accelerator.kind == "none":
+            continue
+        run["accelerator"] = store.jsonable(accelerator)
+        if accelerator.emulated:
+            text = f"TCG, not KVM: {accelerator.reason}. VM figures describe an emulator."
+        else:
+            text = f"{accelerator.label}: {accelerator.reason}"
+        banner(name.upper() if name == "vm" else name, text)
+        return
+
+
+def preflight(capabilities: list[Capability]) -> list[Any]:
+    """Findings about this host that belong beside the figures."""
+    from bench.doctor import examine
+
+    return [finding for finding in examine(capabilities) if finding.level != "info"]
+
+
+def prepare_backends(campaign: Campaign, stage: Any) -> None:
+    """Mounts, guest kernel and initramfs: once per image and arm, before the clock."""
+    for name, backend in campaign.backends.items():
+        for workload in campaign.plan.workloads:
+            stage(f"preparing {name} · {workload.title}")
+            backend.prepare(campaign.make_spec(workload))
+
+
+@contextlib.contextmanager
+def pinned_away(chosen: Plan) -> Iterator[None]:
+    """Keep the harness off the CPUs of the instances, where the host has CPUs to spare."""
+    before = os.sched_getaffinity(0)
+    widest = max(workload.limits.cpus for workload in chosen.workloads)
+    free = spec.harness_cpus(spec.instance_cpus(widest)[0])
+    if free:
+        os.sched_setaffinity(0, free)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def finish(directory: Path, options: argparse.Namespace) -> int:
+    """Summary on the terminal, report in the run directory, exit code from the outcomes."""
+    from bench.commands import report
+
+    if options.json:
+        report.print_json(directory)
+    elif not options.no_report:
+        report.write_and_show(directory)
+    trials = store.load(directory).trials
+    if trials and all(trial["outcome"] != "ok" for trial in trials):
+        raise HvctError(
+            f"every trial failed; the first said: {trials[0]['error']}",
+            f"hvct show {shlex.quote(str(directory))} and the files in its logs folder",
+        )
+    return 1 if any(trial["outcome"] in ("failed", "timeout") for trial in trials) else 0
