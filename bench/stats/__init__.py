@@ -1,0 +1,1 @@
+"""Statistics: paired effects, exact intervals, verdicts. Numbers in, numbers out, no files."""

@@ -1,0 +1,222 @@
+"""From trials in blocks to paired differences, with everything that has no number kept visible.
+
+A difference is a range [low, high] of which both ends are usually the same number. It is
+a real range where a value is only bounded: a value below the resolution q lies in [0, q]
+(so a ratio is never built on log 0), and where both arms timed out nothing is known. The
+lower ends decide what is claimed upwards, the upper ends what is claimed downwards: no
+claim ever rests on a guess inside a range.
+
+A timeout of a duration ranks as +inf. A failed trial takes its pair out, and is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import BadInput
+from bench.model import Better, Outcome, Scale
+
+TIME_UNITS = frozenset({"s", "ms", "us", "ns"})
+
+
+class Pair(NamedTuple):
+    """One block: what both arms gave. A value is None where there is none."""
+
+    block: int
+    outcome_arm: Outcome | str
+    value_arm: float | None
+    outcome_base: Outcome | str
+    value_base: float | None
+
+
+@dataclass(frozen=True)
+class PairedSeries:
+    """One metric of one workload in two arms, block by block: what is to be compared.
+
+    Attributes:
+        metric, workload, arm, baseline: the series' key.
+        margin: d of the plan: relative for a ratio (0.05 is 5 % either way), in `unit`
+            for a difference.
+        resolution: step of the measurement in `unit`; values below it are `< q`.
+        values: `Pair`s, or plain tuples in that order.
+        primary: listed in the plan's primary family.
+        emulated: an arm ran under emulation: figures, but no judgement.
+        refused_reason: why the comparison is refused ("" when it is not).
+        floor: the host's A/A noise for this metric, on the scale of the margin.
+        elapsed: whether a timeout means "at least this long", so that it ranks as +inf;
+            None: yes for a time of which less is better. (CPU seconds: say False.)
+        timeout: that limit in `unit`, for printing `> x`.
+        title: what to call the metric in a sentence; `phrase` completes the verb
+            ("to become ready").
+    """
+
+    metric: str
+    workload: str
+    arm: str
+    baseline: str
+    unit: str
+    scale: Scale
+    better: Better
+    margin: float
+    resolution: float
+    values: Sequence[Pair | tuple[int, Outcome | str, float | None, Outcome | str, float | None]]
+    primary: bool = False
+    emulated: bool = False
+    refused_reason: str = ""
+    floor: float = 0.0
+    elapsed: bool | None = None
+    timeout: float | None = None
+    title: str = ""
+    phrase: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Metric, workload, arm and baseline."""
+        return (self.metric, self.workload, self.arm, self.baseline)
+
+    @property
+    def ranks_timeouts(self) -> bool:
+        """Whether a timeout is a very long value, rather than a missing one."""
+        if self.elapsed is not None:
+            return self.elapsed
+        return self.unit in TIME_UNITS and self.better is Better.LOWER
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Paired differences (of logs for a ratio), and what has no place among them.
+
+    Attributes:
+        low, high: both ends of each pair's difference, in block order.
+        arm, baseline: each arm's own values, timeouts as +inf.
+        n_blocks: blocks in the series.
+        n_failed_arm, n_failed_baseline: trials that failed.
+        n_lost_arm, n_lost_baseline: trials without a usable value, failed ones included.
+        n_timeouts: trials of both arms that timed out.
+        n_refused: blocks in which an arm declined.
+        only_arm_failed, only_baseline_failed: blocks where just one did not end well.
+        n_below: values below the resolution.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    arm: tuple[float, ...]
+    baseline: tuple[float, ...]
+    n_blocks: int
+    n_failed_arm: int
+    n_failed_baseline: int
+    n_lost_arm: int
+    n_lost_baseline: int
+    n_timeouts: int
+    n_refused: int
+    only_arm_failed: int
+    only_baseline_failed: int
+    n_below: int
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs that count."""
+        return int(self.low.size)
+
+
+def check(series: PairedSeries) -> None:
+    """Refuse settings that no statistic can be made from.
+
+    Raises:
+        BadInput: a margin, resolution or floor is negative or not a number, or a block
+            appears twice.
+    """
+    name = f"{series.metric} of {series.workload}"
+    for what, value in (
+        ("margin", series.margin),
+        ("resolution", series.resolution),
+        ("floor", series.floor),
+    ):
+        if not (math.isfinite(value) and value >= 0.0):
+            raise BadInput(f"the {what} of {name} is {value}", "give a number of at least 0")
+    blocks = [Pair(*row).block for row in series.values]
+    if len(set(blocks)) != len(blocks):
+        raise BadInput(f"{name} has a block twice", "give each block once, repeats collapsed")
+
+
+def effects(series: PairedSeries) -> Effects:
+    """Pair up a series.
+
+    Raises:
+        BadInput: see `check`.
+    """
+    check(series)
+    rows = sorted((Pair(*row) for row in series.values), key=lambda row: row.block)
+    arm = [_bounds(series, row.outcome_arm, row.value_arm) for row in rows]
+    base = [_bounds(series, row.outcome_base, row.value_base) for row in rows]
+    paired = [
+        _difference(series.scale, a, b)
+        for a, b in zip(arm, base, strict=True)
+        if a is not None and b is not None
+    ]
+    ended = [(_ended(row.outcome_arm), _ended(row.outcome_base)) for row in rows]
+    return Effects(
+        low=np.array([low for low, _ in paired], dtype=np.float64),
+        high=np.array([high for _, high in paired], dtype=np.float64),
+        arm=_known(arm),
+        baseline=_known(base),
+        n_blocks=len(rows),
+        n_failed_arm=sum(row.outcome_arm == Outcome.FAILED for row in rows),
+        n_failed_baseline=sum(row.outcome_base == Outcome.FAILED for row in rows),
+        n_lost_arm=sum(bounds is None for bounds in arm),
+        n_lost_baseline=sum(bounds is None for bounds in base),
+        n_timeouts=sum(
+            (row.outcome_arm == Outcome.TIMEOUT) + (row.outcome_base == Outcome.TIMEOUT)
+            for row in rows
+        ),
+        n_refused=sum(Outcome.REFUSED in (row.outcome_arm, row.outcome_base) for row in rows),
+        only_arm_failed=sum(not a and b for a, b in ended),
+        only_baseline_failed=sum(a and not b for a, b in ended),
+        n_below=sum(bounds is not None and bounds[0] < bounds[1] for bounds in (*arm, *base)),
+    )
+
+
+def _ended(outcome: Outcome | str) -> bool:
+    return outcome not in (Outcome.FAILED, Outcome.TIMEOUT)
+
+
+def _bounds(
+    series: PairedSeries, outcome: Outcome | str, value: float | None
+) -> tuple[float, float] | None:
+    """The range in which a trial's value lies, None where it has none."""
+    if outcome in (Outcome.FAILED, Outcome.REFUSED):
+        return None
+    if value is None or math.isnan(value):
+        timed_out = outcome == Outcome.TIMEOUT and series.ranks_timeouts
+        return (math.inf, math.inf) if timed_out else None
+    if series.scale is Scale.RATIO and (value < series.resolution or value <= 0.0):
+        # Negative ones come from two clocks that agree only to their resolution.
+        return (0.0, series.resolution) if series.resolution > 0.0 else None
+    if series.scale is Scale.DIFFERENCE and 0.0 <= value < series.resolution:
+        return (0.0, series.resolution)
+    return (value, value)
+
+
+def _known(bounds: list[tuple[float, float] | None]) -> tuple[float, ...]:
+    """Each arm's own values; one below the resolution stands at its upper bound."""
+    return tuple(high for _, high in filter(None, bounds))
+
+
+def _difference(
+    scale: Scale, arm: tuple[float, float], base: tuple[float, float]
+) -> tuple[float, float]:
+    if arm[0] == math.inf and base[0] == math.inf:
+        return (-math.inf, math.inf)
+    if scale is Scale.RATIO:
+        return (_log(arm[0]) - _log(base[1]), _log(arm[1]) - _log(base[0]))
+    return (arm[0] - base[1], arm[1] - base[0])
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0.0 else -math.inf

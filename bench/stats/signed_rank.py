@@ -1,0 +1,224 @@
+"""The exact signed-rank test with ties and zeros, its estimate and its interval.
+
+All three come from one object, Pratt's signed midranks of the shifted differences,
+
+    phi_i(shift) = sign(d_i - shift) * midrank of |d_i - shift| among all of them,
+
+where a zero takes part in the ranking and then counts for neither side (Pratt 1959).
+Under the null hypothesis every sign is a fair coin, whatever the ties, so the exact
+distribution of the positive rank sum is found by counting subsets (dynamic programming
+over doubled ranks, which are whole numbers also where midranks are halves).
+
+**Why the interval may be found by bisection.** For d_i > shift, the rank of d_i counts
+the d_j in [2*shift - d_i, d_i], a set that only shrinks as the shift grows; below the
+shift it counts those in [d_i, 2*shift - d_i], which only grows, with a minus sign. So
+every phi_i never increases with the shift. The one-sided p-value is the share of sign
+patterns for which the sum of phi_i over the flipped pairs is not positive, hence it never
+decreases with the shift: the shifts that the test accepts form an interval, with ties and
+zeros too. (Dropping zeros, as Wilcoxon did, breaks this.) The p-value is constant between
+neighbouring Walsh averages, so both ends are Walsh averages.
+
+Infinite differences are allowed: a timeout ranks above everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import HvctError
+
+EXACT_LIMIT = 50
+"""Up to this many pairs the null distribution is exact; beyond it is normal."""
+
+WALSH_LIMIT = 1500
+"""Up to this many pairs the Walsh averages are listed; beyond, ends are found by bisection."""
+
+_TOLERANCE = 1e-12
+"""Differences that agree to this share of the largest are ties: logs and means round."""
+
+Floats = NDArray[np.float64]
+
+
+def signed_ranks(differences: Sequence[float] | Floats, shift: float = 0.0) -> NDArray[np.int64]:
+    """Pratt's signed midranks of ``differences - shift``, doubled so that they are whole.
+
+    Raises:
+        HvctError: a difference or the shift is not a number.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if np.isnan(values).any() or not math.isfinite(shift):
+        raise HvctError("a signed-rank test needs numbers, and a finite shift")
+    if values.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    tolerance = _tolerance(values, shift)
+    shifted = values - shift
+    size = np.abs(shifted)
+    order = np.argsort(size, kind="stable")
+    ranked = size[order]
+    with np.errstate(invalid="ignore"):  # inf - inf
+        tied = (ranked[1:] == ranked[:-1]) | (ranked[1:] - ranked[:-1] <= tolerance)
+    group = np.concatenate(([0], np.cumsum(~tied)))
+    members = np.bincount(group)
+    last = np.cumsum(members)
+    doubled = np.empty(values.size, dtype=np.int64)
+    doubled[order] = (2 * last - members + 1)[group]
+    sign = np.where(size <= tolerance, 0, np.sign(shifted)).astype(np.int64)
+    return sign * doubled
+
+
+def p_greater(differences: Sequence[float] | Floats, shift: float = 0.0) -> float:
+    """One-sided p-value for "the differences are centred above the shift"."""
+    ranks = signed_ranks(differences, shift)
+    moving = ranks[ranks != 0]
+    if moving.size == 0:
+        return 1.0
+    if ranks.size <= EXACT_LIMIT:
+        observed = int(moving[moving > 0].sum())
+        tail = _tail_counts(tuple(np.sort(np.abs(moving)).tolist()))
+        return float(tail[observed] / 2**moving.size)
+    # Doubled ranks double the step between neighbouring sums, so half a step is 2 (untied).
+    total = float(moving.sum()) - 2.0
+    spread = math.sqrt(float((moving.astype(np.float64) ** 2).sum()))
+    return min(1.0, 0.5 * math.erfc(total / spread / math.sqrt(2.0)))
+
+
+def p_less(differences: Sequence[float] | Floats, shift: float = 0.0) -> float:
+    """One-sided p-value for "the differences are centred below the shift"."""
+    return p_greater(-np.asarray(differences, dtype=np.float64), -shift)
+
+
+def p_two_sided(differences: Sequence[float] | Floats, shift: float = 0.0) -> float:
+    """Two-sided p-value: twice the smaller one-sided one, at most 1."""
+    return min(1.0, 2.0 * min(p_greater(differences, shift), p_less(differences, shift)))
+
+
+def walsh_averages(differences: Sequence[float] | Floats, undefined: float = math.nan) -> Floats:
+    """The sorted means of all pairs of differences, each with itself too.
+
+    The mean of -inf and +inf is `undefined`; with NaN (the default) it is left out.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    first, second = np.triu_indices(values.size)
+    with np.errstate(invalid="ignore"):
+        # Halves first: the sum of two large values must not overflow.
+        means = values[first] / 2.0 + values[second] / 2.0
+    unknown = np.isnan(means)
+    means = means[~unknown] if math.isnan(undefined) else np.where(unknown, undefined, means)
+    return np.sort(means)
+
+
+def pseudomedian(differences: Sequence[float] | Floats, undefined: float = math.nan) -> float:
+    """The Hodges-Lehmann estimate: the median of the Walsh averages (infinite if most are).
+
+    Raises:
+        HvctError: there are no differences.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size == 0:
+        raise HvctError("an estimate needs at least one pair")
+    if values.size > WALSH_LIMIT:
+        # The estimate is where the signed ranks balance; both sides of a flat stretch count.
+        low = _first_shift(values, lambda shift: int(signed_ranks(values, shift).sum()) <= 0)
+        high = -_first_shift(-values, lambda shift: int(signed_ranks(-values, shift).sum()) <= 0)
+        return low if low == high else (low + high) / 2.0
+    means = walsh_averages(values, undefined)
+    if means.size == 0:
+        return math.nan
+    low, high = float(means[(means.size - 1) // 2]), float(means[means.size // 2])
+    if low == high:
+        return low
+    middle = low / 2.0 + high / 2.0
+    return undefined if math.isnan(middle) else middle
+
+
+def lower_limit(differences: Sequence[float] | Floats, level: float) -> float:
+    """The smallest shift that the one-sided test at `level` does not reject.
+
+    -inf when there are too few pairs to reject any shift; +inf when every finite shift is
+    rejected (nearly all pairs infinite).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+
+    def kept(shift: float) -> bool:
+        return p_greater(values, shift) > level
+
+    if values.size == 0:
+        return -math.inf
+    if values.size > EXACT_LIMIT:
+        return _first_shift(values, kept)
+    ends = _distinct(walsh_averages(values))
+    if ends.size == 0:
+        return -math.inf if kept(0.0) else math.inf
+    # One probe inside every stretch between neighbouring Walsh averages, and one outside.
+    step = 1.0 + abs(float(ends[-1] - ends[0])) + abs(float(ends[0]))
+    probes = np.concatenate(([ends[0] - step], ends[:-1] / 2.0 + ends[1:] / 2.0, [ends[-1] + step]))
+    first, beyond = 0, probes.size
+    while first < beyond:
+        middle = (first + beyond) // 2
+        if kept(float(probes[middle])):
+            beyond = middle
+        else:
+            first = middle + 1
+    if first == 0:
+        return -math.inf
+    return math.inf if first == probes.size else float(ends[first - 1])
+
+
+def upper_limit(differences: Sequence[float] | Floats, level: float) -> float:
+    """The largest shift that the one-sided test at `level` does not reject."""
+    return -lower_limit(-np.asarray(differences, dtype=np.float64), level)
+
+
+def interval(
+    differences: Sequence[float] | Floats, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The closed interval of shifts that the two-sided test does not reject."""
+    level = (1.0 - confidence) / 2.0
+    return lower_limit(differences, level), upper_limit(differences, level)
+
+
+@lru_cache(maxsize=1024)
+def _tail_counts(ranks: tuple[int, ...]) -> NDArray[np.int64]:
+    """For each sum s, how many subsets of these doubled ranks add up to s or more."""
+    counts = np.zeros(sum(ranks) + 1, dtype=np.int64)  # at most 2**50 subsets: exact
+    counts[0] = 1
+    for rank in ranks:
+        counts[rank:] = counts[rank:] + counts[:-rank]
+    return np.cumsum(counts[::-1])[::-1]
+
+
+def _tolerance(values: Floats, shift: float = 0.0) -> float:
+    finite = values[np.isfinite(values)]
+    return _TOLERANCE * max(float(np.abs(finite).max(initial=0.0)), abs(shift))
+
+
+def _distinct(ordered: Floats) -> Floats:
+    """The finite ones of sorted values, those within rounding of their predecessor left out."""
+    finite = ordered[np.isfinite(ordered)]
+    if finite.size == 0:
+        return finite
+    fresh = np.concatenate(([True], np.diff(finite) > _tolerance(finite)))
+    return finite[fresh]
+
+
+def _first_shift(values: Floats, holds: Callable[[float], bool]) -> float:
+    """The first shift at which a condition that stays true holds, to rounding."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return -math.inf if holds(0.0) else math.inf
+    low, high = float(finite.min()), float(finite.max())
+    margin = 1.0 + (high - low)
+    if holds(low - margin):
+        return -math.inf
+    if not holds(high + margin):
+        return math.inf
+    low, high = low - margin, high + margin
+    while high - low > 4.0 * _TOLERANCE * max(abs(low), abs(high)):
+        middle = low / 2.0 + high / 2.0
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
