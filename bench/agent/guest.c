@@ -1,0 +1,328 @@
+/* The agent as /init of a virtual machine: find the port, then build the same root that
+ * the launcher builds for a container: the image under an overlay, /proc, /sys, /dev. */
+#define _GNU_SOURCE
+#include "frames.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <netinet/ether.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define PORT_NAME "org.hvct.agent"
+enum { DEVICE_WAIT_MS = 10000 };
+
+/* Before there is a channel, the kernel's log is the only place that is seen. */
+__attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
+    char text[512];
+    va_list values;
+    va_start(values, format);
+    int size = snprintf(text, sizeof text, "<3>hvct-agent: ");
+    vsnprintf(text + size, sizeof text - (size_t)size, format, values);
+    va_end(values);
+    int fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, text, strlen(text)) >= 0)
+        close(fd);
+}
+
+_Noreturn void guest_power_off(void) {
+    reboot(RB_POWER_OFF); /* nothing here outlives the machine, so nothing is synced */
+    for (;;)
+        pause();
+}
+
+static int load_module(const char *name) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "/modules/%s", name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    const char *suffix = strrchr(name, '.');
+    unsigned flags = suffix && strcmp(suffix, ".ko") ? 4 /* MODULE_INIT_COMPRESSED_FILE */ : 0;
+    int failed = syscall(SYS_finit_module, fd, "", flags) && errno != EEXIST;
+    int error = errno;
+    close(fd);
+    unlink(path); /* its memory is the workload's */
+    return errno = error, failed ? -1 : 0;
+}
+
+static void load_first_modules(void) {
+    FILE *order = fopen("/modules/order", "re");
+    char name[256];
+    while (order && fgets(name, sizeof name, order)) {
+        name[strcspn(name, "\n")] = 0;
+        if (*name && load_module(name))
+            complain("module %s: %s", name, strerror(errno));
+    }
+    if (order)
+        fclose(order);
+}
+
+/* The port's device by its name; its number depends on the machine. */
+static int find_port(void) {
+    static const char class[] = "/sys/class/virtio-ports";
+    DIR *ports = opendir(class);
+    int fd = -1;
+    for (struct dirent *entry; ports && fd < 0 && (entry = readdir(ports));) {
+        char path[PATH_MAX], name[128];
+        snprintf(path, sizeof path, "%s/%s/name", class, entry->d_name);
+        if (entry->d_name[0] == '.' || !read_text(path, name, sizeof name) ||
+            strcmp(name, PORT_NAME))
+            continue;
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    }
+    if (ports)
+        closedir(ports);
+    return fd;
+}
+
+int guest_open_channel(void) {
+    umask(022);
+    mkdir("/proc", 0755);
+    mkdir("/sys", 0755);
+    mkdir("/dev", 0755);
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL); /* EBUSY: it is there */
+    for (int fd = 0; fd >= 0 && fd < 2;) /* 0, 1 and 2 are taken before the channel is */
+        fd = open("/dev/null", O_RDWR);
+    load_first_modules();
+    for (int waited = 0; waited < DEVICE_WAIT_MS; waited++) {
+        struct pollfd port = {find_port(), 0, 0};
+        /* Open, but the host's end is announced later; until then it reads as hung up. */
+        for (; port.fd >= 0 && waited < DEVICE_WAIT_MS; waited++, usleep(1000))
+            if (poll(&port, 1, 0) == 0)
+                return port.fd;
+        usleep(1000);
+    }
+    complain("no connected virtio port is named " PORT_NAME);
+    guest_power_off();
+}
+
+/* mkdir + mount, the way every mount below is made. */
+static int attach(const char *source, const char *target, const char *type, unsigned long flags,
+                  const char *data) {
+    if ((mkdir(target, 0755) && errno != EEXIST) || mount(source, target, type, flags, data))
+        return fail("guest.mount", target);
+    return 0;
+}
+
+static int wait_for_device(const char *step, const char *path) {
+    for (int waited = 0; access(path, F_OK); waited++) {
+        if (waited == DEVICE_WAIT_MS)
+            return fail(step, path);
+        usleep(1000);
+    }
+    return 0;
+}
+
+static int mount_root(const struct guest *guest) {
+    char options[128];
+    snprintf(options, sizeof options, "mode=0755,size=%llu,nr_inodes=%llu",
+             (unsigned long long)guest->writable_bytes, (unsigned long long)guest->writable_inodes);
+    if (wait_for_device("guest.root", guest->root))
+        return -1;
+    mkdir("/lower", 0755);
+    if (mount(guest->root, "/lower", "erofs", MS_RDONLY, NULL))
+        return fail("guest.root", guest->root);
+    if (attach("tmpfs", "/writable", "tmpfs", 0, options))
+        return -1;
+    mkdir("/writable/upper", 0755);
+    mkdir("/writable/work", 0755);
+    /* xino=off: a file's inode number is the image's own, the same in every arm. */
+    return attach("overlay", "/root", "overlay", 0,
+                  "lowerdir=/lower,upperdir=/writable/upper,workdir=/writable/work,xino=off");
+}
+
+static int make_devices(const char *dev) {
+    static const struct {
+        const char *name;
+        unsigned major, minor;
+    } nodes[] = {{"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
+                 {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
+    static const char *const links[][2] = {{"pts/ptmx", "ptmx"},
+                                           {"/proc/self/fd", "fd"},
+                                           {"/proc/self/fd/0", "stdin"},
+                                           {"/proc/self/fd/1", "stdout"},
+                                           {"/proc/self/fd/2", "stderr"}};
+    char path[PATH_MAX];
+    umask(0);
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
+        snprintf(path, sizeof path, "%s/%s", dev, nodes[i].name);
+        if (mknod(path, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)))
+            return fail("guest.dev", path);
+    }
+    umask(022);
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        snprintf(path, sizeof path, "%s/%s", dev, links[i][1]);
+        if (symlink(links[i][0], path))
+            return fail("guest.dev", path);
+    }
+    return 0;
+}
+
+static int mount_system(const struct guest *guest) {
+    char options[64];
+    unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)guest->shm_bytes);
+    if (attach("proc", "/root/proc", "proc", safe, NULL) ||
+        attach("sysfs", "/root/sys", "sysfs", safe, NULL) ||
+        attach("tmpfs", "/root/dev", "tmpfs", MS_NOSUID, "mode=755,size=65536k") ||
+        make_devices("/root/dev") ||
+        attach("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+               "newinstance,ptmxmode=0666,mode=0620,gid=5") ||
+        attach("shm", "/root/dev/shm", "tmpfs", safe, options))
+        return -1;
+    mkdir("/root/dev/mqueue", 0755);
+    mount("mqueue", "/root/dev/mqueue", "mqueue", safe, NULL); /* not in every kernel */
+    return 0;
+}
+
+/* fsopen() would say more, but mount(2) exists everywhere: try what a scratch disk holds. */
+static int mount_scratch(const char *device) {
+    if (wait_for_device("guest.scratch", device))
+        return -1;
+    mkdir("/root/scratch", 0755);
+    if (mount(device, "/root/scratch", "ext4", MS_NOATIME, NULL) &&
+        mount(device, "/root/scratch", "xfs", MS_NOATIME, NULL))
+        return fail("guest.scratch", device);
+    return 0;
+}
+
+static int write_file(const char *path, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+static int write_file(const char *path, const char *format, ...) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    va_list values;
+    va_start(values, format);
+    int size = fd < 0 ? -1 : vdprintf(fd, format, values);
+    va_end(values);
+    if (fd >= 0)
+        close(fd);
+    return size < 0 ? -1 : 0;
+}
+
+/* The workload's own cgroup: the agent's process does not count. */
+static int limit_pids(uint64_t pids, int *cgroup_procs) {
+    if (attach("cgroup2", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+        return -1;
+    mkdir("/cgroup/workload", 0755);
+    if (write_file("/cgroup/cgroup.subtree_control", "+pids") ||
+        write_file("/cgroup/workload/pids.max", "%llu", (unsigned long long)pids))
+        return fail("guest.pids", "pids.max");
+    *cgroup_procs = open("/cgroup/workload/cgroup.procs", O_WRONLY | O_CLOEXEC);
+    return *cgroup_procs < 0 ? fail("guest.pids", "cgroup.procs") : 0;
+}
+
+static int set_flags(int fd, const char *link) {
+    struct ifreq request = {0};
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", link);
+    /* The driver's module is loaded, but its probe may still be under way. */
+    for (int waited = 0; ioctl(fd, SIOCGIFFLAGS, &request); waited++) {
+        if (waited == DEVICE_WAIT_MS)
+            return -1;
+        usleep(1000);
+    }
+    request.ifr_flags |= IFF_UP | IFF_RUNNING;
+    return ioctl(fd, SIOCSIFFLAGS, &request);
+}
+
+static int set_address(int fd, const char *address) {
+    struct ifreq request = {.ifr_name = "eth0"};
+    struct sockaddr_in *place = (struct sockaddr_in *)&request.ifr_addr;
+    char ip[INET_ADDRSTRLEN];
+    uint64_t prefix;
+    const char *slash = strchr(address, '/');
+    if (!slash || (size_t)(slash - address) >= sizeof ip || !number(slash + 1, 10, 32, &prefix))
+        return errno = EINVAL, -1;
+    memcpy(ip, address, (size_t)(slash - address));
+    ip[slash - address] = 0;
+    place->sin_family = AF_INET;
+    if (inet_pton(AF_INET, ip, &place->sin_addr) != 1)
+        return errno = EINVAL, -1;
+    if (ioctl(fd, SIOCSIFADDR, &request))
+        return -1;
+    place->sin_addr.s_addr = prefix ? htonl(~0u << (32 - prefix)) : 0;
+    return ioctl(fd, SIOCSIFNETMASK, &request) ? -1 : set_flags(fd, "eth0");
+}
+
+/* "ip mac" as a permanent entry: the first packet must not wait for ARP. */
+static int set_neighbour(int fd, const char *neighbour) {
+    struct arpreq request = {.arp_flags = ATF_COM | ATF_PERM, .arp_dev = "eth0"};
+    struct sockaddr_in *place = (struct sockaddr_in *)&request.arp_pa;
+    char ip[INET_ADDRSTRLEN], mac[18];
+    if (sscanf(neighbour, "%15s %17s", ip, mac) != 2 ||
+        inet_pton(AF_INET, ip, &place->sin_addr) != 1)
+        return errno = EINVAL, -1;
+    struct ether_addr *hardware = ether_aton(mac);
+    if (!hardware)
+        return errno = EINVAL, -1;
+    place->sin_family = AF_INET;
+    request.arp_ha.sa_family = ARPHRD_ETHER;
+    memcpy(request.arp_ha.sa_data, hardware, ETH_ALEN);
+    return ioctl(fd, SIOCSARP, &request);
+}
+
+static int set_network(const struct guest *guest) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || set_flags(fd, "lo"))
+        return fail("guest.network", "lo");
+    if (guest->address && set_address(fd, guest->address))
+        return fail("guest.address", guest->address);
+    if (guest->neighbour && set_neighbour(fd, guest->neighbour))
+        return fail("guest.neighbour", guest->neighbour);
+    close(fd);
+    return 0;
+}
+
+static int switch_root(void) {
+    if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+        return fail("guest.root", "move");
+    return 0;
+}
+
+/* After the switch, so that links in the image lead where the image means. */
+static int name_machine(const struct run *run) {
+    const char *name = run->hostname ? run->hostname : "localhost";
+    const char *address = run->guest.address;
+    if (sethostname(name, strlen(name)))
+        return fail("hostname", name);
+    mkdir("/etc", 0755);
+    if (write_file("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n%.*s\t%s\n",
+                   address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.0.1", name))
+        return fail("guest.hosts", "/etc/hosts");
+    return 0;
+}
+
+int guest_set_up(const struct run *run, int *cgroup_procs) {
+    const struct guest *guest = &run->guest;
+    if (!guest->root)
+        return errno = EINVAL, fail("guest.root", "no device was named");
+    for (const char **module = guest->modules; *module; module++)
+        if (load_module(*module))
+            return fail("guest.module", *module);
+    if (set_network(guest) || mount_root(guest) || mount_system(guest))
+        return -1;
+    if (guest->scratch && mount_scratch(guest->scratch))
+        return -1;
+    if (guest->pids && limit_pids(guest->pids, cgroup_procs))
+        return -1;
+    return switch_root() || name_machine(run) ? -1 : 0;
+}

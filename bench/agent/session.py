@@ -1,0 +1,465 @@
+"""The host's end of the agent's channel; the same code for every arm (docs/protocol.md).
+
+A session never blocks without a deadline, never writes more than the agent has room
+for, and stamps what arrives with the host's CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal as signals
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bench import record
+from bench.agent.launch_record import run_record
+from bench.errors import HvctError, LaunchFailed
+from bench.model import Event, ExitStatus
+
+__all__ = ["AgentSession", "ClockMapping", "Frame", "OutputCallback", "run_record"]
+
+FRAME_MAX = 1 << 20
+STDIN_WINDOW = 1 << 16
+LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "vulnerability"})
+"""Receipt keys that are lists even with one element, or none."""
+
+OutputCallback = Callable[[str, bytes, int], None]
+"""Called with ("stdout" or "stderr", data, host stamp in ns) for each piece of output."""
+
+
+class Frame(IntEnum):
+    """Frame types of docs/protocol.md."""
+
+    RUN = 1
+    SIGNAL = 2
+    STDIN = 3
+    PING = 4
+    FETCH = 5
+    QUIT = 6
+    WINDOW = 7
+    HELLO = 65
+    EVENT = 66
+    STDOUT = 67
+    STDERR = 68
+    EXIT = 69
+    RECEIPT = 70
+    PONG = 71
+    ERROR = 72
+    FILE = 73
+    FILE_END = 74
+    CREDIT = 75
+
+
+@dataclass(frozen=True)
+class ClockMapping:
+    """How the instance's CLOCK_MONOTONIC maps to the host's.
+
+    Attributes:
+        offset_ns: host stamp minus instance stamp.
+        error_ns: half of the best round trip; 0 where the clock is shared.
+        boot_zero_ns: host stamp of the instance's BOOTTIME 0 (the ``kernel`` mark of a
+            VM; of no meaning where the clock is shared).
+    """
+
+    offset_ns: int = 0
+    error_ns: int = 0
+    boot_zero_ns: int = 0
+
+    def host_ns(self, stamp_ns: int) -> int:
+        """The host stamp of an instance stamp."""
+        return stamp_ns + self.offset_ns
+
+
+def _error_of(pairs: dict[str, str], argv0: str) -> LaunchFailed:
+    """The agent's ERROR as one line and a hint."""
+    step, message = pairs.get("step", "?"), pairs.get("message", "")
+    number = int(pairs.get("errno", "0"))
+    reason = os.strerror(number)
+    name = argv0 or message
+    if step == "exec" and number == 2 and message == name and "/" not in name:
+        return LaunchFailed(f"{name}: not found in the image's PATH", "check the command's name")
+    if step == "exec" and number == 2:
+        return LaunchFailed(
+            f"{message}: not found in the image, or its interpreter is missing",
+            "check the path, and the loader or first line of the program",
+        )
+    if step == "exec" and number == 13:
+        return LaunchFailed(
+            f"{message}: permission denied: not executable",
+            "give it execute permission in the image, for the user it runs as",
+        )
+    if step == "exec" and number == 8:
+        return LaunchFailed(
+            f"{message}: not a program this CPU runs",
+            "a script needs a #! line; a binary must be for this architecture",
+        )
+    if step == "cwd":
+        return LaunchFailed(
+            f"working directory {message}: {reason}", "check the image's or workload's workdir"
+        )
+    if step == "user":
+        return LaunchFailed(f"cannot become the workload's user ({message}): {reason}")
+    if step == "protocol":
+        return LaunchFailed(f"the agent rejected what it was sent: {message}")
+    subject = f" {message}" if message else ""
+    return LaunchFailed(f"the launch failed at {step}{subject}: {reason}")
+
+
+class AgentSession:
+    """One connected channel: a socket pair's end, or an accepted virtio-serial connection.
+
+    Attributes:
+        hello: the HELLO record, empty until it arrived.
+        events: the agent's own stamps in ns, by name (``init``, ``mounted``, ``started``,
+            ``listening``, ``exited``; keys compare equal to ``Event``).
+        received: host stamps of when the same arrived.
+        exit: how the workload ended, None while it runs.
+        receipt: what the agent reported; list keys hold lists.
+        error: why the launch failed, None otherwise.
+        closed: the channel has reached its end.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        *,
+        shared_clock: bool = True,
+        on_output: OutputCallback | None = None,
+    ) -> None:
+        """Take over the socket: it is closed by ``close()``.
+
+        Args:
+            shared_clock: the instance has the host's CLOCK_MONOTONIC (not a VM).
+            on_output: called as output arrives, besides its being kept.
+        """
+        channel.setblocking(False)
+        self._channel = channel
+        self._shared_clock = shared_clock
+        self.on_output = on_output
+        self.hello: dict[str, str] = {}
+        self.events: dict[str, int] = {}
+        self.received: dict[str, int] = {}
+        self.exit: ExitStatus | None = None
+        self.receipt: dict[str, object] = {}
+        self.error: LaunchFailed | None = None
+        self.closed = False
+        self._output = {"stdout": bytearray(), "stderr": bytearray()}
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+        self._stdin = bytearray()
+        self._stdin_credit = STDIN_WINDOW
+        self._stdin_ends = False
+        self._argv0 = ""
+        self._pongs: dict[str, tuple[int, int, int]] = {}
+        self._file = bytearray()
+        self._file_end: dict[str, str] | None = None
+        self._mapping: ClockMapping | None = ClockMapping() if shared_clock else None
+
+    # ---- properties ----
+
+    def fileno(self) -> int:
+        """The channel's descriptor, for poll together with others."""
+        return self._channel.fileno()
+
+    @property
+    def stdout(self) -> bytes:
+        """What arrived so far; all of it once ``exit`` is set."""
+        return bytes(self._output["stdout"])
+
+    @property
+    def stderr(self) -> bytes:
+        """What arrived so far; all of it once ``exit`` is set."""
+        return bytes(self._output["stderr"])
+
+    @property
+    def mapping(self) -> ClockMapping | None:
+        """The clock mapping, None until ``ping`` where the clock is not shared."""
+        return self._mapping
+
+    def host_stamp(self, event: str) -> tuple[int, int] | None:
+        """(host stamp, its error) in ns of an event; None when it has not happened.
+
+        Where the clock is not shared and not yet mapped, the stamp of its arrival.
+        """
+        if event not in self.events:
+            return None
+        if self._mapping is None:
+            return self.received[event], 0
+        return self._mapping.host_ns(self.events[event]), self._mapping.error_ns
+
+    # ---- sending ----
+
+    def _send(self, kind: Frame, payload: bytes) -> None:
+        if len(payload) > FRAME_MAX:
+            raise HvctError(
+                f"{kind.name} of {len(payload)} bytes is larger than the agent's frames (1 MiB)",
+                "shorten the command's arguments and environment",
+            )
+        if not self.closed:
+            self._outgoing += struct.pack("<B3xI", kind, len(payload)) + payload
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing and not self.closed:
+            try:
+                sent = self._channel.send(self._outgoing)
+            except BlockingIOError:
+                return
+            except OSError:  # the end is noticed, and told, by the next read
+                self._outgoing.clear()
+                return
+            del self._outgoing[:sent]
+
+    def send_run(self, pairs: Sequence[tuple[str, str | int | bytes]]) -> None:
+        """Send RUN (once, at once: HELLO need not have arrived)."""
+        self._argv0 = next((str(value) for key, value in pairs if key == "arg"), "")
+        self._send(Frame.RUN, record.encode(pairs))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the workload's process."""
+        self._send(Frame.SIGNAL, record.encode([("number", int(number))]))
+
+    def window(self, rows: int, columns: int) -> None:
+        """Tell the size of the terminal."""
+        self._send(Frame.WINDOW, record.encode([("rows", rows), ("columns", columns)]))
+
+    def send_stdin(self, data: bytes) -> None:
+        """Pass bytes to the workload's stdin as it takes them; b"" closes it."""
+        self._stdin += data
+        self._stdin_ends |= not data
+        self._feed_stdin()
+
+    def _feed_stdin(self) -> None:
+        while self._stdin and self._stdin_credit:
+            piece = bytes(self._stdin[: self._stdin_credit])
+            del self._stdin[: len(piece)]
+            self._stdin_credit -= len(piece)
+            self._send(Frame.STDIN, piece)
+        if self._stdin_ends and not self._stdin:
+            self._stdin_ends = False
+            self._send(Frame.STDIN, b"")
+
+    def quit(self) -> None:
+        """Ask the agent to kill what is left and end (a VM powers off)."""
+        self._send(Frame.QUIT, b"")
+
+    def close(self) -> None:
+        """Close the channel: the agent kills everything it started and ends."""
+        self.closed = True
+        self._channel.close()
+
+    # ---- receiving ----
+
+    def pump(self, timeout_s: float) -> None:
+        """Handle what has arrived, waiting at most `timeout_s` for something."""
+        if self.closed:
+            return
+        poller = select.poll()
+        wanted = select.POLLIN | (select.POLLOUT if self._outgoing else 0)
+        poller.register(self._channel, wanted)
+        ready = poller.poll(max(0.0, timeout_s) * 1000)
+        if not ready:
+            return
+        if ready[0][1] & select.POLLOUT:
+            self._flush()
+        if ready[0][1] & ~select.POLLOUT:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._channel.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        now = time.monotonic_ns()
+        if not data:
+            self.closed = True
+            return
+        self._incoming += data
+        start = 0
+        while len(self._incoming) - start >= 8:
+            kind, length = struct.unpack_from("<B3xI", self._incoming, start)
+            if length > FRAME_MAX:
+                raise LaunchFailed("the agent's channel carries something that is no frame")
+            if len(self._incoming) - start - 8 < length:
+                break
+            payload = bytes(self._incoming[start + 8 : start + 8 + length])
+            start += 8 + length
+            self._dispatch(kind, payload, now)
+        del self._incoming[:start]
+
+    def _dispatch(self, kind: int, payload: bytes, now: int) -> None:
+        if kind == Frame.STDOUT or kind == Frame.STDERR:
+            name = "stdout" if kind == Frame.STDOUT else "stderr"
+            self._output[name] += payload
+            if self.on_output:
+                self.on_output(name, payload, now)
+            return
+        if kind == Frame.FILE:
+            self._file += payload
+            return
+        pairs = record.decode(payload)
+        if kind == Frame.RECEIPT:
+            self._add_receipt(pairs)
+            return
+        fields = dict(pairs)
+        if kind == Frame.HELLO:
+            self.hello = fields
+            self._note("init", int(fields["monotonic_ns"]), now)
+        elif kind == Frame.EVENT:
+            self._note(fields["name"], int(fields["monotonic_ns"]), now)
+        elif kind == Frame.EXIT:
+            self.exit = ExitStatus(
+                code=int(fields["code"]) if "code" in fields else None,
+                signal=int(fields["signal"]) if "signal" in fields else None,
+                user_s=int(fields["user_us"]) / 1e6,
+                system_s=int(fields["system_us"]) / 1e6,
+                max_rss_bytes=int(fields["max_rss_kib"]) * 1024,
+            )
+            self._note("exited", int(fields["monotonic_ns"]), now)
+        elif kind == Frame.PONG:
+            stamps = int(fields["monotonic_ns"]), int(fields["boottime_ns"])
+            self._pongs[fields["token"]] = (now, *stamps)
+        elif kind == Frame.ERROR:
+            self.error = _error_of(fields, self._argv0)
+        elif kind == Frame.FILE_END:
+            self._file_end = fields
+        elif kind == Frame.CREDIT:
+            self._stdin_credit += int(fields["bytes"])
+            self._feed_stdin()
+        else:
+            raise LaunchFailed(f"the agent sent a frame of unknown type {kind}")
+
+    def _note(self, name: str, stamp_ns: int, now: int) -> None:
+        self.events.setdefault(name, stamp_ns)
+        self.received.setdefault(name, now)
+
+    def _add_receipt(self, pairs: list[tuple[str, str]]) -> None:
+        lists: dict[str, list[str]] = {key: [] for key in LIST_KEYS & {key for key, _ in pairs}}
+        for key, value in pairs:
+            if key in LIST_KEYS:
+                held = self.receipt.setdefault(key, lists[key])
+                assert isinstance(held, list)
+                held.append(value)
+            else:
+                self.receipt[key] = value
+
+    # ---- waiting ----
+
+    def wait(self, event: Event | str, deadline_ns: int) -> bool:
+        """Handle what arrives until an event has happened, or the deadline.
+
+        Args:
+            event: INIT, STARTED, LISTENING or EXITED.
+            deadline_ns: on CLOCK_MONOTONIC.
+
+        Raises:
+            LaunchFailed: it can no longer happen.
+        """
+        while event not in self.events:
+            if self.error:
+                raise self.error
+            if self.exit:
+                raise LaunchFailed(
+                    f"the workload ended ({self.exit.describe()}) before it was {event!s}",
+                    "look at its output",
+                )
+            if self.closed:
+                raise self._ended()
+            left = deadline_ns - time.monotonic_ns()
+            if left <= 0:
+                return False
+            self.pump(left / 1e9)
+        return True
+
+    def _ended(self) -> LaunchFailed:
+        doing = "before it was up" if not self.hello else "while the workload ran"
+        return LaunchFailed(
+            f"the instance ended {doing}, without saying why",
+            "look at its log; it may have been killed, or had too little memory",
+        )
+
+    def _await(self, ready: Callable[[], bool], deadline_ns: int, what: str) -> None:
+        while not ready():
+            left = deadline_ns - time.monotonic_ns()
+            if self.closed:
+                raise self.error or self._ended()
+            if left <= 0:
+                raise LaunchFailed(f"the agent did not answer {what} in time")
+            self.pump(left / 1e9)
+
+    def ping(self, count: int = 20, timeout_s: float = 10.0) -> ClockMapping:
+        """Map the instance's clock to the host's; the identity where it is shared.
+
+        The best of `count` round trips bounds the error to half its time.
+
+        Raises:
+            LaunchFailed: no answer within `timeout_s`.
+        """
+        if self._shared_clock:
+            return ClockMapping()
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        best_ns, mapping = 1 << 62, ClockMapping()
+        for number in range(count):
+            token = f"p{number}"
+            self._pongs.pop(token, None)
+            sent = time.monotonic_ns()
+            self._send(Frame.PING, record.encode([("token", token)]))
+            self._await(lambda token=token: token in self._pongs, deadline_ns, "a ping")  # type: ignore[misc]
+            back, mono, boot = self._pongs.pop(token)
+            if back - sent < best_ns:
+                best_ns = back - sent
+                offset = (sent + back) // 2 - mono
+                mapping = ClockMapping(offset, (best_ns + 1) // 2, offset + mono - boot)
+        self._mapping = mapping
+        return mapping
+
+    def fetch(self, path: str, timeout_s: float = 60.0) -> bytes:
+        """The bytes of a regular file as the workload's root has it.
+
+        Raises:
+            HvctError: it cannot be read inside.
+            LaunchFailed: the instance ended, or did not answer in time.
+        """
+        self._file.clear()
+        self._file_end = None
+        self._send(Frame.FETCH, record.encode([("path", path)]))
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        self._await(lambda: self._file_end is not None, deadline_ns, f"for {path}")
+        return self._fetched(path)
+
+    def _fetched(self, path: str) -> bytes:
+        data = bytes(self._file)
+        self._file.clear()
+        if number := int((self._file_end or {}).get("errno", "0")):
+            raise HvctError(f"{path} cannot be read in the instance: {os.strerror(number)}")
+        return data
+
+    def stop(self, number: int = signals.SIGTERM, grace_s: float = 10.0) -> None:
+        """Signal the workload, SIGKILL it after the grace, return when it has ended.
+
+        Raises:
+            LaunchFailed: it did not end, or the channel did.
+        """
+        if self.exit or self.error:
+            return
+        self.signal(number)
+        if self.wait(Event.EXITED, time.monotonic_ns() + int(grace_s * 1e9)):
+            return
+        self.signal(signals.SIGKILL)
+        if not self.wait(Event.EXITED, time.monotonic_ns() + 30_000_000_000):
+            raise LaunchFailed("the workload outlived SIGKILL by 30 s")
+
+    def drain(self, deadline_ns: int) -> bool:
+        """After ``quit``: handle what arrives until the agent has closed the channel."""
+        with contextlib.suppress(HvctError):
+            while not self.closed and (left := deadline_ns - time.monotonic_ns()) > 0:
+                self.pump(left / 1e9)
+        return self.closed
