@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -71,8 +72,11 @@ STAGES = {  # what mmdebstrap says, what that means, how far it then is
 }
 
 
-def default_image(progress: Progress = silent) -> Image:
+def default_image(progress: Progress = silent, *, fresh: bool = False) -> Image:
     """The default image, built in about 30 s when it is not in the cache.
+
+    Args:
+        fresh: build it anew even so, with the packages of today.
 
     Raises:
         HostCannot: not root, or not a host with apt and mmdebstrap.
@@ -81,15 +85,15 @@ def default_image(progress: Progress = silent) -> Image:
     recipe = _recipe()
     with lock(f"image-{NAME}"):
         entry = index.load(NAME)
-        if entry is not None and entry.recipe == recipe:
+        if entry is not None and entry.recipe == recipe and not fresh:
             return entry.image
         suite = check_host()
         with index.build_space() as space:
-            tree = space / "tree"
+            tree, began = space / "tree", time.time()
             bootstrap(space, tree, suite, progress)
             progress("writing the image", 0.95)
             packages = installed(tree)
-            clean(tree)
+            clean(tree, began)
             return index.store_tree(
                 NAME,
                 tree,
@@ -156,7 +160,9 @@ def bootstrap(space: Path, tree: Path, suite: str, progress: Progress) -> None:
         f"--include={','.join(PACKAGES)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         *(f"--aptopt={option}" for option in host_apt_options()),
-        *(suite, tree, *sources),
+        suite,
+        tree,
+        *sources,
     ]
     env = {
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),

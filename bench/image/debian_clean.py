@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from bench.errors import HvctError
 from bench.image import index
 from bench.image.erofs import normalise_times, walk
 
@@ -76,12 +77,13 @@ http {
 PASSWORD_CHANGED = "19358"  # days since the epoch; useradd writes the day of the build
 
 
-def clean(tree: Path) -> None:
+def clean(tree: Path, began: float) -> None:
     """Make the tree depend on nothing but the packages in it.
 
-    Times that the build itself stamped become the time of the newest packaged file.
+    Times since the build `began` (seconds since the epoch) were stamped by the build
+    itself; they become the time of the newest packaged file.
     """
-    newest = newest_packaged(tree)
+    newest = newest_before(tree, began)
     for name in EMPTIED:
         for path in (tree / name).glob("*"):
             if path.is_dir() and not path.is_symlink():
@@ -103,14 +105,17 @@ def clean(tree: Path) -> None:
     normalise_times(tree, newest)
 
 
-def newest_packaged(tree: Path) -> int:
-    """Newest time of what was in the packages: what dpkg stamped itself is later than it began."""
-    began = (tree / "var/lib/dpkg/arch").lstat().st_mtime  # mmdebstrap's first file
-    return max(
-        int(info.st_mtime)
-        for info in (path.lstat() for path in walk(tree))
-        if info.st_mtime < began
-    )
+def newest_before(tree: Path, began: float) -> int:
+    """Newest time of what was in the packages, in seconds since the epoch.
+
+    Raises:
+        HvctError: nothing is older than the build, so the host's clock is wrong.
+    """
+    times = [path.lstat().st_mtime for path in walk(tree)]
+    packaged = [int(stamp) for stamp in times if stamp < began]
+    if not packaged:
+        raise HvctError("every packaged file is newer than now", "set this host's clock")
+    return max(packaged)
 
 
 def _fix_shadow(path: Path) -> None:

@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 from bench.cache import cache_dir, lock, publish, workspace
 from bench.errors import oserror
-from bench.image.erofs import Volume, make_volume
+from bench.image.erofs import make_volume
+from bench.image.users import Accounts, read_accounts
 from bench.model import Ids, Image, ImageConfig
 
 FORMAT = 1
@@ -50,11 +51,13 @@ class Entry:
     Attributes:
         recipe: what it was built from; a built-in whose recipe has changed is built anew.
         created: seconds since the epoch.
+        accounts: the image's own users, so that a workload may name another one.
     """
 
     image: Image
     recipe: str
     created: float
+    accounts: Accounts
 
 
 def images_dir() -> Path:
@@ -93,7 +96,7 @@ def _decode(text: str) -> Entry:
             ids=Ids(ids["uid"], ids["gid"], tuple(ids["groups"])),
         ),
     )
-    return Entry(image, data["recipe"], data["created"])
+    return Entry(image, data["recipe"], data["created"], Accounts(**data["accounts"]))
 
 
 def load(name: str) -> Entry | None:
@@ -121,18 +124,34 @@ def entries() -> list[Entry]:
     return found
 
 
-def store(image: Image, volume: Volume, recipe: str) -> Image:
-    """Put a finished volume and its entry into the cache; volume first, so a name never lies."""
-    final = volume_path(volume.digest)
-    fields = asdict(image)
+def _publish(entry: Entry, volume: Path) -> None:
+    """Volume first, so that a name never lies; then drop what no name means any more."""
+    fields = asdict(entry.image)
     del fields["path"]
-    record = {"format": FORMAT, "image": fields, "recipe": recipe, "created": time.time()}
+    record = {
+        "format": FORMAT,
+        "image": fields,
+        "recipe": entry.recipe,
+        "created": entry.created,
+        "accounts": asdict(entry.accounts),
+    }
+    made = volume.with_suffix(".json")
+    made.write_text(json.dumps(record, indent=1))
     with lock("image-index"):
-        publish(volume.path, final)
-        made = volume.path.with_suffix(".json")
-        made.write_text(json.dumps(record, indent=1))
-        publish(made, entry_path(image.name))
-    return image
+        publish(volume, entry.image.path)
+        publish(made, entry_path(entry.image.name))
+        _drop_unnamed()
+
+
+def _drop_unnamed() -> None:
+    """Remove volumes that no name means: replaced ones, and those of killed builds.
+
+    Who has one mounted or open keeps it until he lets go of it.
+    """
+    meant = {entry.image.path for entry in entries()}
+    for path in images_dir().glob("*.erofs"):
+        if path not in meant:
+            path.unlink(missing_ok=True)
 
 
 def store_tree(
@@ -164,22 +183,20 @@ def store_tree(
         newest_mtime=volume.newest_mtime,
     )
     try:
-        return store(image, volume, recipe)
+        _publish(Entry(image, recipe, time.time(), read_accounts(tree)), volume.path)
     except OSError as error:
         raise oserror("write", image.path, error) from error
+    return image
 
 
 def forget(name: str) -> bool:
     """Remove a name, and its volume when no other name means it. True when there was one."""
     with lock("image-index"):
-        entry = load(name)
         try:
             entry_path(name).unlink()
         except FileNotFoundError:
             return False
-        digest = entry.image.digest if entry else ""
-        if entry and digest not in {other.image.digest for other in entries()}:
-            entry.image.path.unlink(missing_ok=True)
+        _drop_unnamed()
     return True
 
 

@@ -1,0 +1,175 @@
+"""What a user hands over as an image: an OCI layout (folder or tar) or ``docker save``.
+
+Each becomes a reference that skopeo understands, with exactly one image behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput, HvctError, oserror
+from bench.image.index import host_architecture
+
+REF_NAME = "org.opencontainers.image.ref.name"
+FULL_NAME = "io.containerd.image.name"
+LARGEST_JSON_BYTES = 4 << 20
+EXPORT = "export it again, with docker save or skopeo copy"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image, ready to be copied.
+
+    Attributes:
+        reference: as skopeo takes it, e.g. ``oci:/…``.
+        name: what the archive itself calls the image, "" when it does not.
+    """
+
+    reference: str
+    name: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of an image.
+
+    Raises:
+        BadInput: it is missing, too large or not an object.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise BadInput(f"{path.name} in the archive is too large", EXPORT)
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path.name} in the archive cannot be read", EXPORT) from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{path.name} in the archive is not a JSON object", EXPORT)
+    return data
+
+
+def locate(path: Path, space: Path, max_bytes: int) -> Source:
+    """Find out what `path` is, and make it something skopeo can copy from.
+
+    Args:
+        space: a workspace; an archive that has to be unpacked is unpacked there.
+
+    Raises:
+        BadInput: it is none of the forms we take, damaged, or holds several images.
+    """
+    if path.is_dir():
+        return _layout(path, space)
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            # A docker archive is a few dozen members, so reading all names is cheap.
+            members = archive.getmembers()
+            names = {os.path.normpath(member.name) for member in members}
+            if {"oci-layout", "index.json"} <= names:
+                if sum(member.size for member in members) > max_bytes:
+                    raise too_large(path.name, max_bytes)
+                unpacked = space / "archive"
+                archive.extractall(unpacked, filter="data")
+                return _layout(unpacked, space)
+            if "manifest.json" in names:
+                return _docker(path, archive, space)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist", "give the archive's path") from error
+    except tarfile.FilterError as error:
+        raise BadInput(f"{path.name} tries to write outside itself: {error}", EXPORT) from error
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BadInput(f"{path.name} is damaged or no tar archive: {error}", EXPORT) from error
+    except OSError as error:
+        if error.errno is None:  # what decompressors raise for bad data
+            raise BadInput(f"{path.name} is damaged: {error}", EXPORT) from error
+        raise oserror("read", path, error) from error
+    raise BadInput(f"{path.name} is neither an OCI layout nor a docker save archive", EXPORT)
+
+
+def too_large(what: str, max_bytes: int) -> HvctError:
+    """The error for an image beyond the limit."""
+    return BadInput(
+        f"{what} unpacks to more than {max_bytes / 2**30:.3g} GiB", "raise --max-size to allow it"
+    )
+
+
+def _layout(path: Path, space: Path) -> Source:
+    """A layout of our own with one manifest in its index, the blobs linked to."""
+    if not (path / "index.json").is_file():
+        raise BadInput(f"{path.name} is not an OCI layout: it has no index.json", EXPORT)
+    manifests = read_json(path / "index.json").get("manifests")
+    if not isinstance(manifests, list) or not all(isinstance(one, dict) for one in manifests):
+        raise BadInput(f"the index of {path.name} is malformed", EXPORT)
+    chosen = _choose(manifests)
+    own = space / "layout"
+    own.mkdir()
+    (own / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (own / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [chosen]}))
+    (own / "blobs").symlink_to((path / "blobs").resolve())
+    notes = chosen.get("annotations") or {}
+    name = notes.get(FULL_NAME) or notes.get(REF_NAME) or ""
+    chosen["annotations"] = {}
+    (own / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [chosen]}))
+    return Source(f"oci:{own}", _short(str(name)))
+
+
+def _choose(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one image for this host; an index inside the index is left to skopeo."""
+    images = [
+        one for one in manifests if (one.get("platform") or {}).get("architecture") != "unknown"
+    ]
+    if len(images) == 1:
+        return images[0]
+    if not images:
+        raise BadInput("the archive holds no image", EXPORT)
+    architecture = host_architecture()
+    platforms = [one.get("platform") or {} for one in images]
+    fitting = [
+        one
+        for one, platform in zip(images, platforms, strict=True)
+        if platform.get("architecture") == architecture and platform.get("os", "linux") == "linux"
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting and all(platforms):
+        offered = ", ".join(sorted({str(one.get("architecture")) for one in platforms}))
+        raise BadInput(
+            f"the archive has no image for {architecture}, only for {offered}",
+            f"export the {architecture} image",
+        )
+    tags = sorted(str((one.get("annotations") or {}).get(REF_NAME, "unnamed")) for one in images)
+    raise BadInput(
+        f"the archive holds several images: {', '.join(tags)}",
+        "copy one out first: skopeo copy oci:FOLDER:NAME oci-archive:one.tar",
+    )
+
+
+def _docker(path: Path, archive: tarfile.TarFile, space: Path) -> Source:
+    member = next(one for one in archive if os.path.normpath(one.name) == "manifest.json")
+    handle = archive.extractfile(member)
+    if handle is None or member.size > LARGEST_JSON_BYTES:
+        raise BadInput(f"manifest.json in {path.name} cannot be read", EXPORT)
+    images = json.loads(handle.read())
+    if not isinstance(images, list) or not all(isinstance(one, dict) for one in images):
+        raise BadInput(f"manifest.json in {path.name} is malformed", EXPORT)
+    if len(images) != 1:
+        raise BadInput(f"{path.name} holds {len(images)} images", "docker save one image at a time")
+    link = space / "archive.tar"  # skopeo splits references at colons; this path has none
+    link.symlink_to(path.resolve())
+    tags = images[0].get("RepoTags") or [""]
+    return Source(f"docker-archive:{link}", _short(str(tags[0])))
+
+
+def _short(name: str) -> str:
+    """A name without Docker's defaults: ``docker.io/library/app:latest`` is ``app``."""
+    for prefix in ("docker.io/library/", "docker.io/"):
+        name = name.removeprefix(prefix)
+    return name.removesuffix(":latest")
+
+
+def remove_copy(space: Path) -> None:
+    """Give back what `locate` unpacked, once it has been copied."""
+    shutil.rmtree(space / "archive", ignore_errors=True)

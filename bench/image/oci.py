@@ -1,0 +1,224 @@
+"""An OCI image, from anything skopeo can copy, as an image of the cache.
+
+skopeo copies (and checks digests, picks our architecture, recompresses what umoci cannot
+read), umoci unpacks the layers, we check what neither does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bench.command import run
+from bench.errors import BadInput, HostCannot, HvctError
+from bench.image import archive, config, index
+from bench.image.archive import EXPORT, Source, read_json, too_large
+from bench.image.erofs import normalise_times
+from bench.image.index import Progress
+from bench.image.users import read_accounts
+from bench.model import Image
+
+MAX_BYTES = 20 << 30
+BLOCK_BYTES = 512  # of a tar archive: what even an empty member costs
+TAG = "image"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The OCI layout skopeo wrote, with its one image opened."""
+
+    path: Path
+    manifest_digest: str
+    layers: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def blob(self, digest: str) -> Path:
+        """The file of a digest."""
+        return self.path / "blobs" / digest.replace(":", "/")
+
+
+def import_archive(
+    path: Path,
+    name: str | None,
+    progress: Progress,
+    max_bytes: int = MAX_BYTES,
+    taken: frozenset[str] = frozenset(),
+) -> Image:
+    """Import an OCI layout or ``docker save`` archive; see `bench.image.store.import_archive`."""
+    if name is not None:
+        check_image_name(name)
+    with index.build_space() as space:
+        progress("reading the archive", 0.0)
+        source = archive.locate(path, space, max_bytes)
+        own = source.name if source.name not in taken else ""
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name.removesuffix(path.suffix)).strip("-._")
+        chosen = check_image_name(name or own or stem or "imported")
+        if chosen in taken:
+            raise BadInput(f"{chosen} is the name of a built-in image", "choose one with --name")
+        return import_source(source, chosen, path.name, space, progress, max_bytes)
+
+
+def check_image_name(name: str) -> str:
+    """The name itself, when it may be one.
+
+    Raises:
+        BadInput: it has characters that no image name has, or is too long.
+    """
+    if not NAME_PATTERN.fullmatch(name) or len(quote(name, safe="")) > LONGEST_NAME:
+        raise BadInput(
+            f"{name[:60]!r} cannot be an image's name", "use letters, digits and . _ - / :"
+        )
+    return name
+
+
+def import_source(
+    source: Source, name: str, origin: str, space: Path, progress: Progress, max_bytes: int
+) -> Image:
+    """Import what one skopeo reference means.
+
+    Args:
+        origin: what the user called it, for messages and the report.
+
+    Raises:
+        BadInput: it is damaged, too large or for another architecture.
+        HostCannot: not root, or skopeo or umoci is missing.
+    """
+    if os.geteuid() != 0:
+        raise HostCannot("unpacking an image with its owners and devices needs root", "use sudo")
+    progress("copying the image", 0.1)
+    layout = copy(source, origin, space)
+    archive.remove_copy(space)
+    check_architecture(layout.settings, origin)
+    progress("checking the layers", 0.3)
+    newest = check_layers(layout, origin, max_bytes)
+    progress("unpacking the layers", 0.5)
+    tree = unpack(layout, origin, space)
+    normalise_times(tree, newest)
+    settings = config.parse(layout.settings.get("config") or {}, read_accounts(tree))
+    progress("writing the image", 0.8)
+    return index.store_tree(
+        name,
+        tree,
+        settings,
+        source=f"{origin} ({layout.manifest_digest[:19]})",
+        recipe=layout.manifest_digest,
+    )
+
+
+def copy(source: Source, origin: str, space: Path) -> _Layout:
+    """Copy the image of our architecture into a layout of our own, every layer gzip.
+
+    Raises:
+        BadInput: it cannot be read, or there is none for this architecture.
+    """
+    target = space / "oci"
+    temporary = space / "skopeo"
+    temporary.mkdir()
+    try:
+        run(
+            [
+                *("skopeo", "--insecure-policy", "--tmpdir", temporary),
+                *("--override-os", "linux", "--override-arch", index.host_architecture()),
+                *("copy", "--quiet", "--dest-compress-format", "gzip"),
+                source.reference,
+                f"oci:{target}:{TAG}",
+            ]
+        )
+    except HostCannot:
+        raise
+    except HvctError as error:
+        raise _explained(error, origin) from error
+    (entry,) = read_json(target / "index.json")["manifests"]
+    layout = _Layout(target, str(entry["digest"]), (), {})
+    manifest = read_json(layout.blob(layout.manifest_digest))
+    return _Layout(
+        target,
+        layout.manifest_digest,
+        tuple(str(layer["digest"]) for layer in manifest["layers"]),
+        read_json(layout.blob(str(manifest["config"]["digest"]))),
+    )
+
+
+def _explained(error: HvctError, origin: str) -> HvctError:
+    """What skopeo or umoci said, as one line for the user."""
+    said = re.findall(r'msg="((?:[^"\\]|\\.)*)"', error.message) or [error.message]
+    reason = str(said[-1]).replace('\\"', '"')
+    if "no space left" in reason.lower():
+        return HvctError(f"the cache is full: {reason}", "free space, or set XDG_CACHE_HOME")
+    if "no image found in" in reason:
+        return _wrong_architecture(origin, "others")
+    return BadInput(f"{origin} is damaged or no image: {reason}", EXPORT)
+
+
+def _wrong_architecture(origin: str, found: str) -> BadInput:
+    ours = index.host_architecture()
+    return BadInput(f"{origin} is an image for {found}, not for {ours}", f"get it for {ours}")
+
+
+def check_architecture(settings: dict[str, Any], origin: str) -> None:
+    """Refuse an image for another machine: skopeo copies a single one whatever it is for.
+
+    Raises:
+        BadInput: it is for another architecture or operating system.
+    """
+    found = str(settings.get("architecture", "")) or "an unnamed architecture"
+    system = str(settings.get("os", "linux"))
+    if system != "linux":
+        raise _wrong_architecture(origin, f"{system}/{found}")
+    if found != index.host_architecture():
+        raise _wrong_architecture(origin, found)
+
+
+def check_layers(layout: _Layout, origin: str, max_bytes: int) -> int:
+    """Read every layer once, as a whole; returns the newest time in them (s since the epoch).
+
+    That finds truncation and bombs before anything is written. The newest time is the cap
+    for whatever unpacking itself stamps, such as folders no layer mentions.
+
+    Raises:
+        BadInput: a layer is damaged, or all together are larger than allowed.
+    """
+    total, newest = 0, 0
+    for digest in layout.layers:
+        try:
+            with (
+                layout.blob(digest).open("rb") as raw,
+                gzip.open(raw) as stream,
+                tarfile.open(fileobj=stream, mode="r|") as layer,
+            ):
+                for member in layer:
+                    total += member.size + BLOCK_BYTES
+                    newest = max(newest, int(member.mtime))
+                    if total > max_bytes:
+                        raise too_large(origin, max_bytes)
+                    layer.members.clear()  # type: ignore[attr-defined]  # else all are kept
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, zlib.error) as error:
+            raise BadInput(f"a layer of {origin} is damaged: {error}", EXPORT) from error
+        except OSError as error:
+            raise BadInput(f"a layer of {origin} is damaged: {error}", EXPORT) from error
+    return newest
+
+
+def unpack(layout: _Layout, origin: str, space: Path) -> Path:
+    """Apply the layers in order, with owners, whiteouts, devices and attributes.
+
+    Raises:
+        BadInput: umoci refuses a layer.
+    """
+    bundle = space / "bundle"
+    try:
+        run(["umoci", "unpack", "--image", f"{layout.path}:{TAG}", bundle], timeout_s=1800)
+    except HostCannot:
+        raise
+    except HvctError as error:
+        raise _explained(error, origin) from error
+    return bundle / "rootfs"

@@ -1,0 +1,160 @@
+"""An image's user, by name or number, as the numbers the kernel wants.
+
+Names are looked up in the image's own ``/etc/passwd`` and ``/etc/group``, opened with
+``openat2(RESOLVE_IN_ROOT)``: a link in a hostile image cannot make us read the host's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BadInput, HostCannot, oserror
+from bench.model import Ids
+
+SYS_OPENAT2 = 437  # the same on every architecture
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+LARGEST_TABLE_BYTES = 4 << 20
+LARGEST_ID = 2**32 - 2
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """Open `path` as the kernel's openat2 does; returns a file descriptor.
+
+    Raises:
+        OSError: it could not be opened.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    result: int = libc.syscall(
+        ctypes.c_long(SYS_OPENAT2),
+        ctypes.c_int(dirfd),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The two tables of an image, as text; empty where it has none."""
+
+    passwd: str = ""
+    group: str = ""
+
+
+def read_accounts(root: Path) -> Accounts:
+    """Read passwd and group as a process inside `root` would see them.
+
+    Raises:
+        HostCannot: the kernel has no openat2 (Linux 5.6).
+        BadInput: one of them is not a regular file of sensible size.
+    """
+    dirfd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return Accounts(_read(dirfd, "etc/passwd"), _read(dirfd, "etc/group"))
+    finally:
+        os.close(dirfd)
+
+
+def _read(dirfd: int, path: str) -> str:
+    resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    try:
+        # O_NONBLOCK: a named pipe in the image must not hold us up.
+        opened = openat2(dirfd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise HostCannot(
+                f"Linux {platform.release()} has no openat2", "use Linux 5.6 or newer"
+            ) from error
+        failure = oserror("openat2", f"/{path} of the image", error)
+        raise BadInput(failure.message, "repair the image") from error
+    with open(opened, "rb") as handle:
+        info = os.fstat(handle.fileno())
+        if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST_TABLE_BYTES:
+            raise BadInput(f"/{path} of the image is not a table of accounts", "repair the image")
+        return handle.read(LARGEST_TABLE_BYTES).decode("utf-8", "replace")
+
+
+def _rows(table: str, fields: int) -> Iterator[list[str]]:
+    for line in table.splitlines():
+        row = line.split(":")
+        if len(row) >= fields and not line.startswith("#"):
+            yield row
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit()):
+        return None
+    number = int(text)
+    if number > LARGEST_ID:
+        raise BadInput(f"user or group {text} is out of range", f"use 0 to {LARGEST_ID}")
+    return number
+
+
+def ids_of(accounts: Accounts, user: str) -> Ids:
+    """Numbers for ``user``, ``user:group``, each by name or number; "" is root.
+
+    As container engines do it: without a group it is the account's own (0 for a number
+    that has no account) and the groups that list the account are added; with one it is
+    that group alone.
+
+    Raises:
+        BadInput: the image has no such user or group.
+    """
+    name, colon, group_name = user.partition(":")
+    if not name and not colon:
+        return Ids()
+    uid, own_gid, login = _account(accounts, name or "0")
+    if colon:
+        return Ids(uid, _group(accounts, group_name), ())
+    listed = {
+        gid
+        for row in _rows(accounts.group, 4)
+        if login in row[3].split(",") and (gid := _number(row[2])) is not None
+    }
+    return Ids(uid, own_gid, tuple(sorted(listed - {own_gid})))
+
+
+def _account(accounts: Accounts, name: str) -> tuple[int, int, str | None]:
+    wanted = _number(name)
+    for row in _rows(accounts.passwd, 4):
+        uid, gid = _number(row[2]), _number(row[3])
+        if uid is not None and gid is not None and (row[0] == name or uid == wanted):
+            return uid, gid, row[0]
+    if wanted is None:
+        known = ", ".join(row[0] for row in _rows(accounts.passwd, 4)) or "none"
+        raise BadInput(f"the image has no user {name!r}", f"give a number, or one of: {known}")
+    return wanted, 0, None
+
+
+def _group(accounts: Accounts, name: str) -> int:
+    for row in _rows(accounts.group, 3):
+        gid = _number(row[2])
+        if row[0] == name and gid is not None:
+            return gid
+    wanted = _number(name)
+    if wanted is None:
+        raise BadInput(f"the image has no group {name!r}", "give its number")
+    return wanted
