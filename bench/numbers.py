@@ -60,11 +60,16 @@ def format_value(
         return "timeout" if value > 0 else f"{MINUS}{INFINITY}"
     if resolution > 0.0 and 0.0 <= value <= resolution:
         return f"< {format_value(resolution, unit)}"
+    return quantity(value, unit, signed=signed)
+
+
+def quantity(value: float, unit: str, *, digits: int = 3, signed: bool = False) -> str:
+    """A finite value to so many significant digits, without trailing zeros: ``1.94 s``."""
     scale, label = _choose(abs(value), unit)
     shown = value / scale
     if shown != 0.0 and abs(shown) < 10.0 ** (1 - _MOST_DECIMALS):
         return _join(f"{shown:.2g}".replace("-", MINUS), label)
-    number = _digits(shown, _decimals_for(shown), signed)
+    number = _digits(shown, _decimals_for(shown, digits), signed)
     if "." in number:
         number = number.rstrip("0").rstrip(".")
     return _join(number, label)
@@ -154,12 +159,12 @@ def _choose(size: float, unit: str) -> tuple[float, str]:
     return steps[-1][0] / base, steps[-1][1]
 
 
-def _decimals_for(value: float) -> int:
-    """Decimals that give a lone value three significant digits."""
+def _decimals_for(value: float, digits: int = 3) -> int:
+    """Decimals that give a lone value so many significant digits."""
     if value == 0.0:
         return 0
     exponent = math.floor(math.log10(abs(value)) + 1e-3)  # 9.995 becomes 10.0
-    return min(_MOST_DECIMALS, max(0, 2 - exponent))
+    return min(_MOST_DECIMALS, max(0, digits - 1 - exponent))
 
 
 def _decimals(low: float, high: float, estimate: float) -> int:

@@ -50,7 +50,8 @@ class PairedSeries:
         refused_reason: why the comparison is refused ("" when it is not).
         floor: the host's A/A noise for this metric, on the scale of the margin.
         elapsed: whether a timeout means "at least this long", so that it ranks as +inf;
-            None: yes for a time of which less is better. (CPU seconds: say False.)
+            None: yes for a time of which less is better, unless it is CPU time (its name
+            begins with ``cpu``): a hung trial need not have used any.
         timeout: that limit in `unit`, for printing `> x`.
         title: what to call the metric in a sentence; `phrase` completes the verb
             ("to become ready").
@@ -85,7 +86,8 @@ class PairedSeries:
         """Whether a timeout is a very long value, rather than a missing one."""
         if self.elapsed is not None:
             return self.elapsed
-        return self.unit in TIME_UNITS and self.better is Better.LOWER
+        shorter_is_better = self.unit in TIME_UNITS and self.better is Better.LOWER
+        return shorter_is_better and not self.metric.startswith("cpu")
 
 
 @dataclass(frozen=True)
