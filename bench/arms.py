@@ -1,5 +1,7 @@
 """The arms that can be compared: a backend plus its options, as data."""
 
+# ruff: noqa: E501 - these tables read best with one row a line
+
 from __future__ import annotations
 
 from collections.abc import Sequence

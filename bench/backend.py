@@ -62,7 +62,9 @@ class Instance(Protocol):
         ...
 
     @property
-    def stderr(self) -> bytes: ...
+    def stderr(self) -> bytes:
+        """The same for stderr."""
+        ...
 
     @property
     def receipt(self) -> dict[str, object]:

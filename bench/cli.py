@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from bench.errors import HvctError
 from bench.version import VERSION
@@ -84,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = argparse._SubParsersAction  # type: ignore[type-arg]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _command(
@@ -109,7 +110,9 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="guest kernel instead of the distribution's",
     )
-    group.add_argument("--libvirt-uri", default="", metavar="URI", help="use a libvirt daemon instead of the embedded driver")  # fmt: skip
+    group.add_argument(
+        "--libvirt-uri", default="", metavar="URI", help="a libvirt daemon, not the embedded driver"
+    )
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

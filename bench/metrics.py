@@ -4,6 +4,8 @@ A margin is the smallest difference worth acting on: relative for ratios, in the
 metric's unit for differences. Margins come from the plan and are never moved by data.
 """
 
+# ruff: noqa: E501 - these tables read best with one row a line
+
 from __future__ import annotations
 
 from collections.abc import Iterator

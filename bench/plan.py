@@ -1,39 +1,21 @@
 """The plan: the validated description of an experiment before it runs.
 
 All validation happens here, before anything on the host is touched. A plan comes from
-the built-in quick suite or from a TOML file; ``docs/plan.md`` documents the file.
+the built-in quick suite, or from a file through `bench.plan_file`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bench import arms as arms_module
 from bench.errors import BadInput
 from bench.metrics import table
-from bench.model import (
-    Better,
-    Limits,
-    MemoryBasis,
-    MetricRule,
-    NetworkMode,
-    Readiness,
-    ReadyKind,
-    Scale,
-    Security,
-    Workload,
-)
+from bench.model import NetworkMode, ReadyKind, Workload
 
-MAX_PLAN_BYTES = 1 << 20
 MAX_PRIMARY = 8
 QUICK_BLOCKS = 10
 DEFAULT_BLOCKS = 12
@@ -80,183 +62,6 @@ class Plan:
     def workload(self, name: str) -> Workload:
         """The workload of this name."""
         return next(workload for workload in self.workloads if workload.name == name)
-
-
-_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30,
-          "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # fmt: skip
-
-
-def parse_size(value: Any) -> int:
-    """``"256 MiB"``, ``"1G"`` or a number of bytes → bytes.
-
-    Raises:
-        ValueError: it is no size, or not positive.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    elif isinstance(value, str) and (
-        match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-    ):
-        factor = _UNITS.get(match[2].upper())
-        if factor is None:
-            raise ValueError(f"{match[2]!r} is no unit of size; use MiB or GiB")
-        size = int(float(match[1]) * factor)
-    else:
-        raise ValueError(f'{value!r} is no size; write it as "256 MiB"')
-    if size <= 0:
-        raise ValueError("a size must be positive")
-    return size
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
-
-
-class _Limits(_Strict):
-    cpus: float = Field(1.0, gt=0, le=1024)
-    memory: Size = 512 << 20
-    memory_basis: MemoryBasis = MemoryBasis.USABLE
-    pids: int = Field(1024, ge=8, le=4_000_000)
-    writable: Size = 256 << 20
-    shm: Size = 64 << 20
-
-
-class _Ready(_Strict):
-    kind: ReadyKind
-    port: int = Field(0, ge=0, le=65535)
-    path: str = "/"
-    send: str = ""
-    expect: str = ""
-    pattern: str = ""
-
-
-class _Metric(_Strict):
-    name: Name
-    unit: str
-    scale: Scale = Scale.RATIO
-    better: Better = Better.HIGHER
-    source: Literal["stdout", "stderr"] = "stdout"
-    regex: str = ""
-    pointer: str = ""
-    margin: float | None = Field(None, gt=0)
-
-
-class _Workload(_Strict):
-    name: Name
-    title: str = ""
-    image: str = "default"
-    argv: list[str] | None = Field(None, min_length=1)
-    env: dict[str, str] = {}
-    user: str | None = None
-    workdir: str | None = None
-    until: Literal["exit", "ready"] = "exit"
-    ready: _Ready | None = None
-    hold_s: float = Field(0.0, ge=0, le=3600)
-    timeout_s: float = Field(60.0, gt=0, le=86400)
-    expect_status: int = Field(0, ge=0, le=255)
-    network: Literal["none", "bridge"] = "none"
-    security: Security = Security.CONTAINER_NATIVE
-    limits: _Limits = _Limits()  # type: ignore[call-arg]
-    metric: list[_Metric] = []
-    work_units: float = Field(0.0, ge=0)
-    work_unit_name: str = "work"
-
-
-class _Primary(_Strict):
-    metric: str
-    workload: str
-
-
-class _PlanFile(_Strict):
-    name: Name = "plan"
-    arms: list[str] = list(arms_module.DEFAULT_ARMS)
-    blocks: int = Field(DEFAULT_BLOCKS, ge=2, le=1000)
-    seed: int | None = Field(None, ge=0)
-    workload: list[_Workload] = Field(min_length=1)
-    primary: list[_Primary] = Field([], max_length=MAX_PRIMARY)
-    margins: dict[str, Annotated[float, Field(gt=0)]] = {}
-
-
-def from_toml(path: Path, *, seed: int | None = None) -> Plan:
-    """Read a plan file.
-
-    Raises:
-        BadInput: it cannot be read or says something that is not allowed; the message
-            names the place, the hint what is allowed.
-    """
-    hint = "docs/plan.md describes every key; hvct compare --dry-run checks a plan"
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise BadInput(f"{path} is larger than 1 MiB", "a plan is a short file; " + hint)
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid TOML: {error}", hint) from error
-    try:
-        parsed = _PlanFile.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the plan"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise BadInput(f"{path}: {place}: {first['msg']}{more}", hint) from error
-    workloads = tuple(_workload(item) for item in parsed.workload)
-    rule_margins = {
-        rule.name: rule.margin for item in parsed.workload for rule in item.metric if rule.margin
-    }
-    return check(
-        Plan(
-            name=parsed.name,
-            arms=tuple(parsed.arms),
-            workloads=workloads,
-            blocks=parsed.blocks,
-            seed=new_seed() if seed is None and parsed.seed is None else (seed or parsed.seed or 0),
-            primary=tuple((item.metric, item.workload) for item in parsed.primary)
-            or default_primary(workloads),
-            margins={**rule_margins, **parsed.margins},
-        )
-    )
-
-
-def _workload(item: _Workload) -> Workload:
-    ready = Readiness()
-    if item.ready is not None:
-        fields = item.ready.model_dump()
-        ready = Readiness(
-            **{**fields, "send": item.ready.send.encode(), "expect": item.ready.expect.encode()}
-        )
-    limits = Limits(
-        cpus=item.limits.cpus,
-        memory_bytes=item.limits.memory,
-        memory_basis=item.limits.memory_basis,
-        pids=item.limits.pids,
-        writable_bytes=item.limits.writable,
-        shm_bytes=item.limits.shm,
-    )
-    return Workload(
-        name=item.name,
-        title=item.title or item.name,
-        image=item.image,
-        argv=None if item.argv is None else tuple(item.argv),
-        env=tuple(item.env.items()),
-        user=item.user,
-        workdir=item.workdir,
-        ready=ready,
-        until=item.until,
-        hold_s=item.hold_s,
-        timeout_s=item.timeout_s,
-        expect_status=item.expect_status,
-        limits=limits,
-        network=NetworkMode(item.network),
-        security=item.security,
-        metrics=tuple(MetricRule(**rule.model_dump(exclude={"margin"})) for rule in item.metric),
-        work_units=item.work_units,
-        work_unit_name=item.work_unit_name,
-    )
 
 
 def quick(
@@ -389,7 +194,8 @@ def check_against_host(plan: Plan, *, cpus: int, memory_bytes: int) -> None:
     for workload in plan.workloads:
         if workload.limits.cpus > cpus:
             raise BadInput(
-                f"workload {workload.name!r} wants {workload.limits.cpus:g} CPUs, this host has {cpus}",
+                f"workload {workload.name!r} wants {workload.limits.cpus:g} CPUs,"
+                f" this host has {cpus}",
                 f"set limits.cpus to at most {cpus}",
             )
         if workload.limits.memory_bytes and workload.limits.memory_bytes > memory_bytes:
@@ -398,55 +204,3 @@ def check_against_host(plan: Plan, *, cpus: int, memory_bytes: int) -> None:
                 f" this host has {memory_bytes >> 20} MiB",
                 "set a smaller limits.memory",
             )
-
-
-def from_run(document: dict[str, Any]) -> Plan:
-    """The plan as stored in ``run.json``, for resuming.
-
-    Raises:
-        BadInput: the stored plan was damaged.
-    """
-    try:
-        workloads = tuple(_stored_workload(item) for item in document["workloads"])
-        return check(
-            Plan(
-                name=document["name"],
-                arms=tuple(document["arms"]),
-                workloads=workloads,
-                blocks=int(document["blocks"]),
-                seed=int(document["seed"]),
-                primary=tuple((metric, name) for metric, name in document["primary"]),
-                margins=dict(document["margins"]),
-                alpha=float(document["alpha"]),
-                judge_emulated=bool(document.get("judge_emulated", False)),
-            )
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"the stored plan is damaged: {error!r}", "start a new run") from error
-
-
-def _stored_workload(item: dict[str, Any]) -> Workload:
-    ready = dict(item["ready"])
-    ready["kind"] = ReadyKind(ready["kind"])
-    for key in ("send", "expect"):
-        ready[key] = ready[key].encode()
-    limits = {**item["limits"], "memory_basis": MemoryBasis(item["limits"]["memory_basis"])}
-    rules = tuple(
-        MetricRule(**{**rule, "scale": Scale(rule["scale"]), "better": Better(rule["better"])})
-        for rule in item["metrics"]
-    )
-    plain = {
-        field.name: item[field.name] for field in dataclasses.fields(Workload) if field.name in item
-    }
-    return Workload(
-        **{
-            **plain,
-            "argv": None if item["argv"] is None else tuple(item["argv"]),
-            "env": tuple((key, value) for key, value in item["env"]),
-            "ready": Readiness(**ready),
-            "limits": Limits(**limits),
-            "network": NetworkMode(item["network"]),
-            "security": Security(item["security"]),
-            "metrics": rules,
-        }
-    )

@@ -157,7 +157,7 @@ def _advance(
 ) -> int | None:
     if link not in begun:
         return None
-    since, reply = begun[link]
+    _, reply = begun[link]
     try:
         if reply is None:
             if link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):

@@ -24,7 +24,7 @@ class Slot:
 
 
 def williams(count: int) -> list[list[int]]:
-    """Rows of a Williams design for `count` treatments: `count` rows when even, twice that when odd.
+    """Rows of a Williams design for `count` treatments (twice as many rows when it is odd).
 
     Over all rows each treatment is equally often at each position and equally often
     directly after each other treatment.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 
 from bench.context import RunContext
 from bench.errors import BadInput
+from bench.image.store import ids_for
 from bench.model import (
     Ids,
     Image,
@@ -84,23 +84,6 @@ def environment_of(
     return tuple(merged.items())
 
 
-def ids_of(workload: Workload, image: Image) -> Ids:
-    """Numeric user and groups.
-
-    Raises:
-        BadInput: the workload names a user by name (names are resolved with the image).
-    """
-    if workload.user is None:
-        return image.config.ids
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", workload.user)
-    if match is None:
-        raise BadInput(
-            f"workload {workload.name}: user {workload.user!r} is no number",
-            'give uid or uid:gid, e.g. user = "1000:1000"',
-        )
-    return Ids(int(match[1]), int(match[2] or 0))
-
-
 def make(
     workload: Workload,
     image: Image,
@@ -112,7 +95,7 @@ def make(
     """The specification of the run's n-th instance; the same object for every arm."""
     cpu_set, quota = instance_cpus(workload.limits.cpus)
     hostname = "hvct"
-    ids = ids_of(workload, image)
+    ids = ids_for(image, workload.user)
     address = None
     if workload.network is NetworkMode.BRIDGE and context.network is not None:
         address = context.network.address(number)

@@ -261,11 +261,11 @@ def _attribute(cpu: dict[str, float | int | None], window_s: float, readings: _R
     """How much of what the host did in the window was the instance's (windows of 2 s and more)."""
     if readings.host_started is None or readings.host_exited is None:
         return
-    change = between(readings.host_started, readings.host_exited)
-    busy, seconds = change.get("busy_cpu_s"), change.get("seconds")
-    if busy and seconds and seconds >= 2.0:
-        cpu["host_busy_s"] = busy
-        cpu["attributed"] = window_s / busy
+    seen = between(readings.host_started, readings.host_exited)
+    if seen["window_s"] >= 2.0:
+        busy_s = (seen["busy_cpus"] - seen["harness_cpus"]) * seen["window_s"]
+        cpu["host_busy_s"] = busy_s
+        cpu["attributed"] = min(1.0, window_s / busy_s) if busy_s > 0 else 1.0
 
 
 def _save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> str | None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import arms, estimate, host, journal, plan, registry, spec, store, workloads
+from bench import arms, estimate, host, journal, plan, plan_file, registry, spec, store, workloads
 from bench.backend import Backend
 from bench.campaign import Campaign
 from bench.cleanup import clean_dead
@@ -24,6 +24,7 @@ from bench.errors import BadInput, HostCannot, HvctError
 from bench.image import store as image_store
 from bench.metrics import table
 from bench.model import Capability, Image, NetworkMode, Workload
+from bench.pagecache import SharedCache
 from bench.plan import FAIRNESS, Plan
 from bench.version import VERSION
 
@@ -47,7 +48,7 @@ def main(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     """Go on with an interrupted run."""
     stored = store.load(options.run)
-    chosen = plan.from_run(stored.run["plan"])
+    chosen = plan_file.from_run(stored.run["plan"])
     need_root()
     clean_dead()
     changed = host.same_host(stored.run.get("host", {}), host.fingerprint())
@@ -70,7 +71,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if options.plan is not None:
         if options.workload or options.image:
             raise BadInput("--plan already says which workloads", "leave the workload names out")
-        made = plan.from_toml(options.plan, seed=options.seed)
+        made = plan_file.from_toml(options.plan, seed=options.seed)
         changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
         if names:
             changes["arms"] = names
@@ -185,13 +186,24 @@ def measure(
             ) as context:
                 images = prepare_images(chosen, progress.stage)
                 run["images"] = store.jsonable(images)
-                with open_backends(chosen.arms, context, progress.stage) as (backends, found):
+                with (
+                    SharedCache(context.tag) as cache,
+                    open_backends(chosen.arms, context, progress.stage) as (backends, found),
+                ):
                     run["capabilities"] = store.jsonable(list(found.values()))
                     record_vm(run, found, progress.banner)
                     run["findings"] = store.jsonable(preflight(list(found.values())))
                     run_store.write_run(run)
                     campaign = Campaign(
-                        chosen, run, run_store, backends, images, context, progress, estimate.load()
+                        chosen,
+                        run,
+                        run_store,
+                        backends,
+                        images,
+                        context,
+                        cache,
+                        progress,
+                        estimate.load(),
                     )
                     prepare_backends(campaign, progress.stage)
                     left = estimate.run_seconds(chosen, campaign.durations, campaign.remaining())

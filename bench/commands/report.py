@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bench import store
 from bench.errors import BadInput
@@ -52,7 +53,7 @@ def print_json(directory: Path) -> int:
 
 def list_runs(options: argparse.Namespace) -> int:
     """One line per stored run."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in store.find_runs(options.directory):
         try:
             stored = store.load(path)

@@ -35,7 +35,7 @@ from bench.model import (
     OutputMode,
     Workload,
 )
-from bench.plan import parse_size
+from bench.plan_file import parse_size
 
 START_LIMIT_NS = 120_000_000_000
 CHUNK = 65536

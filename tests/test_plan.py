@@ -1,0 +1,146 @@
+"""Plans: everything wrong is said before anything on the host is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import plan, plan_file
+from bench.errors import BadInput
+from bench.model import MetricRule, NetworkMode, Readiness, ReadyKind, Workload
+from bench.plan_file import parse_size
+from bench.store import jsonable
+
+GOOD = """
+name = "mine"
+blocks = 12
+seed = 7
+arms = ["vm", "container"]
+
+[[workload]]
+name = "web"
+argv = ["nginx", "-g", "daemon off;"]
+until = "ready"
+network = "bridge"
+hold_s = 0.5
+limits = {cpus = 1, memory = "256 MiB"}
+ready = {kind = "http", port = 80}
+
+[[workload.metric]]
+name = "rate"
+unit = "req/s"
+regex = "rate: ([0-9.]+)"
+margin = 0.03
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_plan_file_becomes_a_plan(tmp_path: Path) -> None:
+    """Sizes, readiness, metrics and their margins arrive as written."""
+    made = plan_file.from_toml(write(tmp_path, GOOD))
+    assert (made.name, made.blocks, made.seed, made.arms) == ("mine", 12, 7, ("vm", "container"))
+    web = made.workload("web")
+    assert web.limits.memory_bytes == 256 << 20
+    assert web.ready == Readiness(ReadyKind.HTTP, port=80)
+    assert web.metrics[0].name == "rate"
+    assert made.margins == {"rate": 0.03}
+
+
+def test_a_stored_plan_comes_back_equal(tmp_path: Path) -> None:
+    """What run.json holds is enough to resume with exactly the same plan."""
+    made = plan_file.from_toml(write(tmp_path, GOOD))
+    assert plan_file.from_run(json.loads(json.dumps(jsonable(made)))) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("blocks = 12", "blocks = 0"), "blocks"),
+        (("blocks = 12", 'blocks = "many"'), "blocks"),
+        (("blocks = 12", "blox = 12"), "blox"),
+        (('memory = "256 MiB"', 'memory = "-1 MiB"'), "memory"),
+        (('memory = "256 MiB"', 'memory = "256 furlongs"'), "furlongs"),
+        (("cpus = 1,", "cpus = -1,"), "cpus"),
+        (('arms = ["vm", "container"]', 'arms = ["vm", "vm"]'), "twice"),
+        (('arms = ["vm", "container"]', 'arms = ["vm"]'), "two arms"),
+        (('arms = ["vm", "container"]', 'arms = ["vm", "cloud"]'), "cloud"),
+        (('kind = "http", port = 80', 'kind = "http"'), "port"),
+        (('kind = "http", port = 80', 'kind = "http", port = 99999'), "port"),
+        (('kind = "http", port = 80', 'kind = "line", pattern = "("'), "regular expression"),
+        (('network = "bridge"\n', ""), "network"),
+        (('regex = "rate: ([0-9.]+)"', 'regex = "rate"'), "one group"),
+        (('regex = "rate: ([0-9.]+)"', ""), "regex or a pointer"),
+        (('name = "web"', 'name = "../web"'), "name"),
+        (("[[workload]]", '[[workload]]\nname = "web"\n[[workload]]'), "twice"),
+        (("margin = 0.03", "margin = -3"), "margin"),
+        (("blocks = 12", "blocks = ["), "TOML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_plan_is_refused_with_its_place(
+    tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    """Unknown keys, wrong types, duplicates and negative sizes: one line what, one what to do."""
+    assert change[0] in GOOD
+    with pytest.raises(BadInput) as caught:
+        plan_file.from_toml(write(tmp_path, GOOD.replace(*change)))
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message.replace("\n", "", 0) or said == "TOML"
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_a_plan_of_ten_megabytes_is_refused_unread(tmp_path: Path) -> None:
+    """A file that is no plan costs neither time nor memory."""
+    with pytest.raises(BadInput, match="1 MiB"):
+        plan_file.from_toml(write(tmp_path, "# " + "x" * 10_000_000))
+
+
+def test_more_than_the_host_has_is_refused() -> None:
+    """CPUs and memory are checked against this host, not discovered in the first trial."""
+    greedy = plan.quick([Workload("w", "w", "busybox", argv=("true",))])
+    plan.check_against_host(greedy, cpus=1, memory_bytes=1 << 30)
+    with pytest.raises(BadInput, match="CPUs"):
+        plan.check_against_host(greedy, cpus=0, memory_bytes=1 << 30)
+    with pytest.raises(BadInput, match="MiB"):
+        plan.check_against_host(greedy, cpus=1, memory_bytes=1 << 20)
+
+
+def test_the_primary_family_has_at_most_eight_members() -> None:
+    """Holm's correction is over what the plan lists, and it lists few."""
+    many = [
+        Workload(
+            f"w{n}", "w", "busybox", argv=("true",), metrics=(MetricRule("m", "x", regex="(.)"),)
+        )
+        for n in range(9)
+    ]
+    assert len(plan.quick(many).primary) == plan.MAX_PRIMARY
+
+
+def test_sizes() -> None:
+    """Binary units, bare numbers, and nothing else."""
+    assert parse_size("1 GiB") == 1 << 30
+    assert parse_size("64M") == 64 << 20
+    assert parse_size(4096) == 4096
+    for wrong in ("", "0", "1 parsec", "-5", None, True, 0):
+        with pytest.raises(ValueError):
+            parse_size(wrong)
+
+
+def test_a_server_without_network_cannot_be_reached() -> None:
+    """Readiness over the network needs one."""
+    with pytest.raises(BadInput, match="network"):
+        plan.quick(
+            [
+                Workload(
+                    "w", "w", "busybox", argv=("true",), until="ready",
+                    ready=Readiness(ReadyKind.TCP, port=80), network=NetworkMode.NONE,
+                )
+            ]
+        )  # fmt: skip
