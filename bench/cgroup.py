@@ -10,33 +10,21 @@ after the last process was reaped, then the group is removed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.cgroupfs import (
-    OURS,
-    V2_CONTROLLERS,
-    Layout,
-    layout,
-    read_number,
-    read_text,
-    version,
-    write_text,
-)
+from bench import cgroup_tree as tree
+from bench.cgroup_tree import REMOVE_TIMEOUT_S, remove_all
+from bench.cgroupfs import OURS, Layout, layout, read_number, read_text, version, write_text
 from bench.errors import HostCannot, HvctError, oserror
 from bench.model import CpuUsage, MemoryUsage, ProcessMemory
 
 __all__ = ["Cgroup", "CgroupLimits", "remove_all", "version"]
 
 PERIOD_US = 100_000  # CFS bandwidth period; the kernel's own default
-REMOVE_TIMEOUT_S = 5.0
-
-_prepared: set[str] = set()  # tags whose parent groups this process has made
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,10 @@ class Cgroup:
             HvctError: the kernel refused a limit; nothing is left then.
         """
         group = cls(tag, name, limits or CgroupLimits(), layout())
-        _prepare(group.where, tag)
+        tree.prepare(group.where, tag)
         try:
             for directory in group.directories:
-                _mkdir(directory, group.where, tag)
+                tree.mkdir(directory, group.where, tag)
             for path, value in group._settings():
                 write_text(path, value)
         except BaseException:
@@ -264,7 +252,7 @@ class Cgroup:
 
     def pids(self) -> tuple[int, ...]:
         """Host process ids of all its processes, those in child groups included."""
-        return tuple(sorted(_pids(self.directory("memory"))))
+        return tuple(sorted(tree.pids_in(self.directory("memory"))))
 
     def oom_kills(self) -> int:
         """Processes the kernel killed in it for lack of memory."""
@@ -288,7 +276,7 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL everything in it; a fork bomb cannot outrun this."""
         for directory in self.directories:
-            _kill(directory)
+            tree.kill(directory)
 
     def remove(self, timeout_s: float = REMOVE_TIMEOUT_S) -> None:
         """Kill what is left and remove it; does nothing the second time.
@@ -302,152 +290,5 @@ class Cgroup:
             os.close(descriptor)
         self._fds.clear()
         for directory in self.directories:
-            _remove_tree(directory, time.monotonic() + timeout_s)
+            tree.remove_tree(directory, time.monotonic() + timeout_s)
         self._removed = True
-
-
-def remove_all(tag: str) -> list[str]:
-    """Remove every group of a run, its processes killed first; returns the paths removed."""
-    _prepared.discard(tag)
-    removed = []
-    where = layout()
-    for mount in where.mounts:
-        top = mount / OURS / tag
-        if top.is_dir():
-            _remove_tree(top, time.monotonic() + REMOVE_TIMEOUT_S)
-            removed.append(str(top))
-        with contextlib.suppress(OSError):  # another run's groups are below it
-            os.rmdir(mount / OURS)
-    return removed
-
-
-def _prepare(where: Layout, tag: str) -> None:
-    """Make ``hvct/<tag>`` in every hierarchy, once per process."""
-    if tag in _prepared:
-        return
-    for mount in where.mounts:
-        parent = mount
-        for part in (OURS, tag):
-            child = parent / part
-            try:
-                os.mkdir(child)
-            except FileExistsError:
-                pass
-            except OSError as error:
-                failure = oserror("mkdir", child, error)
-                raise HostCannot(failure.message, "run as root on a host with cgroups") from error
-            _inherit(where, mount, parent, child)
-            parent = child
-        if where.version == 2:
-            _delegate(where, parent)
-    _prepared.add(tag)
-
-
-def _inherit(where: Layout, mount: Path, parent: Path, child: Path) -> None:
-    """Give a new parent group what its children need."""
-    if where.version == 2:
-        _delegate(where, parent)
-        return
-    if mount == where.controllers.get("cpuset"):
-        for name in ("cpuset.cpus", "cpuset.mems"):  # empty on v1 until written
-            if not read_text(child / name).strip():
-                write_text(child / name, read_text(parent / name).strip())
-        # Children then start with both filled in: two writes fewer on the launch path.
-        write_text(child / "cgroup.clone_children", "1")
-    if (
-        mount == where.controllers.get("memory")
-        and read_number(child / "memory.use_hierarchy") == 0
-    ):
-        write_text(child / "memory.use_hierarchy", "1")  # kernels before 5.11
-
-
-def _delegate(where: Layout, group: Path) -> None:
-    """Let the children of a v2 group have the controllers."""
-    enabled = read_text(group / "cgroup.subtree_control").split()
-    wanted = [n for n in V2_CONTROLLERS if n in where.controllers and n not in enabled]
-    if not wanted:
-        return
-    try:
-        write_text(group / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
-    except HvctError as error:
-        raise HostCannot(
-            error.message, "start hvct from the host's root cgroup, outside any container"
-        ) from error
-
-
-def _mkdir(directory: Path, where: Layout, tag: str) -> None:
-    for attempt in (1, 2):
-        try:
-            os.mkdir(directory)
-            return
-        except FileNotFoundError:  # an ending run removed an empty parent just now
-            if attempt == 2:
-                raise
-            _prepared.discard(tag)
-            _prepare(where, tag)
-        except OSError as error:
-            raise oserror("mkdir", directory, error) from error
-
-
-def _children(directory: Path) -> list[Path]:
-    try:
-        if os.stat(directory).st_nlink <= 2:  # kernfs counts subdirectories in it
-            return []
-        return [Path(entry.path) for entry in os.scandir(directory) if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-
-
-def _pids(directory: Path) -> set[int]:
-    found: set[int] = set()
-    with contextlib.suppress(HvctError):  # removed meanwhile
-        found.update(map(int, read_text(directory / "cgroup.procs").split()))
-    for child in _children(directory):
-        found |= _pids(child)
-    found.discard(0)  # a process of a pid namespace that is not below ours
-    return found
-
-
-def _kill(directory: Path) -> None:
-    if os.path.exists(directory / "cgroup.kill"):
-        with contextlib.suppress(HvctError):
-            write_text(directory / "cgroup.kill", "1")
-        return
-    with contextlib.suppress(HvctError):
-        write_text(directory / "pids.max", "0")  # no more forks
-    with contextlib.suppress(HvctError):
-        write_text(directory / "cpu.cfs_quota_us", "-1")  # a throttled task dies late
-    handles = {}
-    for pid in _pids(directory):
-        with contextlib.suppress(OSError):
-            handles[pid] = os.pidfd_open(pid)
-    still_there = _pids(directory)  # a number that was reused meanwhile is not in here
-    for pid, handle in handles.items():
-        if pid in still_there and pid != os.getpid():
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        os.close(handle)
-
-
-def _remove_tree(directory: Path, deadline_s: float) -> None:
-    pause_s = 0.0002
-    while True:
-        for child in _children(directory):
-            _remove_tree(child, deadline_s)
-        try:
-            os.rmdir(directory)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                raise oserror("rmdir", directory, error) from error
-            if time.monotonic() > deadline_s:
-                left = sorted(_pids(directory))
-                raise HvctError(
-                    f"the control group {directory} cannot be removed: processes {left} in it",
-                    "end them, then run hvct clean",
-                ) from error
-        _kill(directory)
-        time.sleep(pause_s)
-        pause_s = min(0.05, pause_s * 2)

@@ -23,10 +23,13 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GAP_S = 0.25  # fixed pause after a trial, before anybody looks
 WINDOW_S = 0.1  # over which quiet is judged
-OTHER_CPUS = 0.15  # CPUs' worth of foreign work, per host CPU, that still counts as quiet
-STEAL_CPUS = 0.05  # the same for time the hypervisor took away
-IO_STALL = 0.10  # part of the time in which something waited for a disk
-WRITEBACK_BYTES = 8 << 20  # under writeback at this moment
+QUIET_TIMEOUT_S = 2.0
+LIMITS: dict[str, tuple[float, bool]] = {  # up to this counts as quiet; True: per host CPU
+    "other_cpus": (0.15, True),  # CPUs' worth of foreign work
+    "steal_cpus": (0.05, True),  # the same for time the hypervisor took away
+    "psi_io_full": (0.10, False),  # part of the time in which everything waited for a disk
+    "writeback_bytes": (8 << 20, False),  # on its way to a disk at this moment
+}
 
 
 @dataclass(frozen=True)
@@ -186,42 +189,45 @@ def between(a: Snapshot, b: Snapshot) -> dict[str, float]:
 
 
 def wait_quiet(
-    deadline_ns: int, *, gap_s: float = GAP_S, expected_cpus: float = 0.0
+    deadline_ns: int | None = None, *, gap_s: float = GAP_S, expected_cpus: float = 0.0
 ) -> dict[str, float]:
     """Settle between trials: a fixed gap, then until the host is quiet, at most to the deadline.
 
     Args:
-        deadline_ns: CLOCK_MONOTONIC; the gap is kept even when it ends later.
+        deadline_ns: CLOCK_MONOTONIC; 2 s after the gap by default. The gap and one
+            window are always waited for.
         expected_cpus: load that is meant to be there (loud neighbours under test).
 
     Returns:
-        The last window's rates with ``waited_s`` and ``flagged``: 1.0 when the host was
-        still not quiet, so that the trial is to be marked.
+        ``settle_s`` (how long it took), ``settle_flagged`` (1.0 when the host was still
+        not quiet, so that the trial is to be marked), and what the last window showed.
     """
     start_ns = time.monotonic_ns()
+    if deadline_ns is None:
+        deadline_ns = start_ns + round((gap_s + QUIET_TIMEOUT_S) * 1e9)
     time.sleep(gap_s)
     before = Snapshot.take()
     while True:
         time.sleep(WINDOW_S)
         after = Snapshot.take()
         seen = between(before, after)
-        reasons = unrest(seen, expected_cpus)
-        if not reasons or time.monotonic_ns() + WINDOW_S * 1e9 > deadline_ns:
-            waited_s = (time.monotonic_ns() - start_ns) / 1e9
-            return {**seen, "waited_s": waited_s, "flagged": float(bool(reasons))}
+        restless = bool(unrest(seen, expected_cpus))
+        if not restless or time.monotonic_ns() + WINDOW_S * 1e9 > deadline_ns:
+            return {
+                "settle_s": (time.monotonic_ns() - start_ns) / 1e9,
+                "settle_flagged": float(restless),
+                **{f"settle_{name}": seen[name] for name in LIMITS if name in seen},
+            }
         before = after
 
 
 def unrest(seen: dict[str, float], expected_cpus: float = 0.0) -> list[str]:
     """Why a window does not count as quiet; empty when it does."""
-    limits = {
-        "other_cpus": expected_cpus + OTHER_CPUS * (os.cpu_count() or 1),
-        "steal_cpus": STEAL_CPUS * (os.cpu_count() or 1),
-        "psi_io_full": IO_STALL,
-        "writeback_bytes": WRITEBACK_BYTES,
-    }
-    return [
-        f"{name} is {seen[name]:.3g}, quiet is up to {limit:.3g}"
-        for name, limit in limits.items()
-        if seen.get(name, 0.0) > limit
-    ]
+    count = os.cpu_count() or 1
+    reasons = []
+    for name, (limit, per_cpu) in LIMITS.items():
+        allowed = limit * (count if per_cpu else 1)
+        allowed += expected_cpus if name == "other_cpus" else 0.0
+        if seen.get(name, 0.0) > allowed:
+            reasons.append(f"{name} is {seen[name]:.3g}, quiet is up to {allowed:.3g}")
+    return reasons
