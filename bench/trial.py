@@ -95,7 +95,8 @@ def run_trial(
         if trial.outcome is not Outcome.OK:
             trial.samples = []
             trial.logs = _save_logs(instance, slot, attempt, log_dir)
-    trial.disturbances = between(before, Snapshot.take())
+    charged = trial.usage.get("cpu", {}).get("cgroup_cpu_s") or 0.0
+    trial.disturbances = between(before, Snapshot.take(charged_s=charged))
     return trial
 
 
