@@ -1,0 +1,328 @@
+"""The container arm, and what it has in common with the bare process: one launch.
+
+A launch is: control group, channel, a plan of steps, one request to the launcher, the
+agent's RUN record. Nothing here waits for the instance to be up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+from bench.agent.build import agent_path, build_static
+from bench.agent.launch_record import run_record
+from bench.agent.seccomp import seccomp_program
+from bench.agent.session import AgentSession
+from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup import version as cgroup_version
+from bench.context import RUN_VARIABLE, RunContext
+from bench.errors import HostCannot, HvctError, LaunchFailed, Refused
+from bench.model import (
+    Capability,
+    Event,
+    Image,
+    InstanceSpec,
+    NetworkMode,
+    Security,
+    Timeline,
+)
+from ct import network, rootfs, security, steps
+from ct.instance import LauncherInstance
+from ct.rootfs import Lower
+from ct.steps import Step
+from ct.worker import Launched, LaunchRequest, Worker
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+IDENTITY_MAP = "0 0 65536"  # files keep their owners; what goes is power over the host
+HOST_LOOPBACK = "127.0.0.1"
+
+
+def launcher_path() -> Path:
+    """The launcher, compiled on first use."""
+    return build_static("launcher", [Path(__file__).parent / "launcher.c"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one launch does: namespaces and steps, as values."""
+
+    flags: int
+    steps: tuple[Step, ...]
+    user_map: str = ""
+
+
+class LauncherBackend(ABC):
+    """A backend over the launcher; subclasses say which plan an instance gets."""
+
+    name: ClassVar[str]
+    instance_class: ClassVar[type[LauncherInstance]] = LauncherInstance
+    uses_bridge: ClassVar[bool] = True  # False: the host's network whatever is asked for
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self._worker: Worker | None = None
+        self._lowers: dict[str, Lower] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+            self._lowers.clear()
+
+    @property
+    def worker(self) -> Worker:
+        """The launcher, started on first use, and again after somebody killed it."""
+        if self._worker is not None and not self._worker.alive:
+            self._worker.close()
+            self._worker = None
+            self._lowers.clear()
+        if self._worker is None:
+            directory = f"ct-{self.name}"
+            self._worker = Worker.start(self.context, launcher_path(), agent_path(), directory)
+        return self._worker
+
+    @abstractmethod
+    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
+        """Namespaces and steps of one instance, after it has joined its control group."""
+
+    @abstractmethod
+    def connect_host(self, spec: InstanceSpec) -> str:
+        """The address at which the host reaches the instance ("" when it cannot)."""
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Decline what this arm cannot honour.
+
+        Raises:
+            Refused: with the reason.
+        """
+        if spec.limits.scratch_bytes:
+            raise Refused("a scratch disk is not offered yet", "use a workload without one")
+        if spec.network is NetworkMode.BRIDGE and spec.address is None:
+            raise Refused("network = bridge, but the run has no bridge", "this is a defect of hvct")
+
+    def probe(self) -> Capability:
+        """Start the launcher, whose first act needs all the privileges there are."""
+        if os.geteuid() != 0:
+            return Capability(self.name, False, "not root", "run hvct as root")
+        try:
+            worker = self.worker
+            version = cgroup_version()
+        except HvctError as error:
+            return Capability(self.name, False, error.message, error.hint)
+        return Capability(
+            self.name,
+            True,
+            version=platform.release(),
+            details={"cgroup": f"v{version}", "launcher": str(worker.pid)},
+        )
+
+    def prepare(self, spec: InstanceSpec) -> None:
+        """Start the launcher and mount the image: once per run, in no trial."""
+        self._lower(spec.image)
+        security.mask_steps()
+        seccomp_program()
+
+    def _lower(self, image: Image) -> Lower:
+        worker = self.worker  # first: a new launcher has mounted nothing
+        if image.digest not in self._lowers:
+            self._lowers[image.digest] = rootfs.mount_image(worker, image)
+        return self._lowers[image.digest]
+
+    def launch(self, spec: InstanceSpec) -> LauncherInstance:
+        """Start an instance and return without waiting for it to be up."""
+        timeline = Timeline()
+        timeline.mark(Event.REQUESTED, time.monotonic_ns())
+        self.check(spec)
+        lower = self._lower(spec.image)
+        with contextlib.ExitStack() as undo:
+            cgroup = _cgroup(self.context.tag, spec) if spec.accounting else None
+            if cgroup:
+                undo.callback(cgroup.remove)
+            ours, theirs = socket.socketpair()
+            undo.enter_context(ours)
+            with theirs:
+                request = self._request(spec, lower, cgroup, theirs.fileno())
+                self.worker.launch(request)
+                # While the launcher works: neither of the two needs the other.
+                session = AgentSession(ours)
+                session.send_run(run_record(spec, seccomp=_agent_filter(spec)))
+                network_failure = self._add_neighbour(spec)
+                launched = self.worker.launched(request)
+            undo.callback(_discard, self.worker, spec.id, launched)
+            if network_failure:
+                raise network_failure
+            instance = self.instance_class(
+                spec,
+                timeline,
+                self.worker,
+                launched,
+                session,
+                cgroup,
+                self.context.network if self.uses_bridge else None,
+                self.connect_host(spec),
+                _facts(lower, request, launched),
+            )
+            undo.pop_all()
+        return instance
+
+    def _request(
+        self, spec: InstanceSpec, lower: Lower, cgroup: Cgroup | None, channel: int
+    ) -> LaunchRequest:
+        plan = self.plan(spec, lower)
+        into = cgroup.directory_fd if cgroup else None
+        join = tuple(cgroup.join_fds()) if cgroup and into is None else ()
+        first = [steps.join(number) for number in range(1, len(join) + 1)]
+        if not cgroup and spec.cpu_set:
+            first.append(steps.affinity(spec.cpu_set))
+        return LaunchRequest(
+            id=spec.id,
+            flags=plan.flags,
+            steps=(*first, *plan.steps),
+            channel=channel,
+            cgroup=into,
+            join=join,
+            user_map=plan.user_map,
+            environment={RUN_VARIABLE: self.context.tag},  # so that a cleaner finds it
+        )
+
+    def _add_neighbour(self, spec: InstanceSpec) -> LaunchFailed | None:
+        """The host's side of address resolution; a failure waits until the answer is here."""
+        if spec.address is None or self.context.network is None or not self.uses_bridge:
+            return None
+        try:
+            self.context.network.add_neighbour(spec.address)
+        except Exception as error:  # pyroute2 has its own hierarchy
+            return LaunchFailed(f"no neighbour entry for {spec.address.ip}: {error}")
+        return None
+
+
+class ContainerBackend(LauncherBackend):
+    """Native namespace containers.
+
+    Args:
+        user: put each container into a user namespace too (identity map: files keep their
+            owners, root inside has no power outside).
+        mask: hide and protect the paths container engines do.
+    """
+
+    name = "container"
+
+    def __init__(self, context: RunContext, *, user: bool = False, mask: bool = True) -> None:
+        super().__init__(context)
+        self.user = user
+        self.mask = mask
+
+    def check(self, spec: InstanceSpec) -> None:
+        """A user namespace cannot have the host's network's /sys."""
+        super().check(spec)
+        if self.user and spec.network is NetworkMode.HOST:
+            raise Refused(
+                "a container in a user namespace cannot have the host's network",
+                "use network none or bridge",
+            )
+
+    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
+        """The container's set-up, in the order in which it happens."""
+        own_network = spec.network is not NetworkMode.HOST
+        flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+        flags |= CLONE_NEWNET if own_network else 0
+        flags |= CLONE_NEWUSER if self.user else 0
+        unified = spec.accounting and cgroup_version() == 2
+        return Plan(
+            flags,
+            (
+                # Only now, so that its root is the instance's own group.
+                steps.unshare(CLONE_NEWCGROUP),
+                *network.link_steps(spec),
+                *rootfs.root_steps(lower, spec),
+                *rootfs.kernel_steps(unified=unified),
+                *rootfs.device_steps(spec, bind=self.user, own_ipc=True),
+                *rootfs.hosts_steps(spec),
+                steps.hostname(spec.hostname),
+                *network.interface_steps(spec),
+                *(security.mask_steps() if self.mask else ()),
+                steps.detach(),
+                # "same" has the agent do it, in every arm at the same point.
+                *(security.confine_steps() if spec.security is not Security.SAME else ()),
+            ),
+            IDENTITY_MAP if self.user else "",
+        )
+
+    def connect_host(self, spec: InstanceSpec) -> str:
+        """Its address on the bridge, the loopback address where it has the host's network."""
+        if spec.network is NetworkMode.HOST:
+            return HOST_LOOPBACK
+        return spec.address.ip if spec.address else ""
+
+
+def _cgroup(tag: str, spec: InstanceSpec) -> Cgroup:
+    limits = CgroupLimits(
+        memory_bytes=spec.limits.memory_bytes,
+        swap_bytes=spec.limits.swap_bytes,
+        cpu_set=spec.cpu_set,
+        cpu_quota=spec.cpu_quota,
+        pids=spec.limits.pids,
+    )
+    try:
+        return Cgroup.create(tag, spec.id, limits)
+    except HostCannot:
+        raise
+    except HvctError as error:
+        raise LaunchFailed(error.message, error.hint) from error
+
+
+def _agent_filter(spec: InstanceSpec) -> bytes:
+    return seccomp_program() if spec.security is Security.SAME else b""
+
+
+def _discard(worker: Worker, id: str, launched: Launched) -> None:
+    """Undo a launch that is not handed out."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
+    worker.wait_exited(id, 10.0)
+    os.close(launched.pidfd)
+
+
+def _facts(lower: Lower, request: LaunchRequest, launched: Launched) -> dict[str, object]:
+    joined = "clone3 into the cgroup" if request.cgroup is not None else "cgroup.procs"
+    return {
+        "image_mount": lower.path_taken,
+        "image_direct_io": lower.direct_io,
+        "image_mount_detail": lower.detail,
+        "join": joined if request.cgroup is not None or request.join else "none",
+        "namespaces": hex(request.flags),
+        "steps_us": {
+            f"{number:02d} {step.describe()}": round((stamp - before) / 1000, 1)
+            for number, (step, before, stamp) in enumerate(
+                zip(
+                    request.steps,
+                    (launched.born_ns, *launched.step_ns),
+                    launched.step_ns,
+                    strict=False,
+                )
+            )
+        },
+    }

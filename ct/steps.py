@@ -1,0 +1,130 @@
+"""Steps: what the launcher is to do, as values; ``ct/launcher.c`` executes them in order.
+
+Before `pivot` relative paths are below the run's directory. After it absolute paths are
+the instance's and relative ones the host's, until `detach`.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bench.model import Address
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+
+
+@dataclass(frozen=True)
+class Step:
+    """One act of the launcher: its name there and its arguments."""
+
+    do: str
+    arguments: tuple[str, ...] = ()
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Its part of the request's record."""
+        return [("do", self.do), *(("arg", argument) for argument in self.arguments)]
+
+    def describe(self) -> str:
+        """The step on one line, for error texts."""
+        shown = (word if len(word) <= 60 else word[:57] + "…" for word in self.arguments)
+        return " ".join((self.do, *(word.replace("\n", "⏎") for word in shown if word)))
+
+
+def join(descriptor_index: int) -> Step:
+    """Enter the control group whose ``cgroup.procs`` was passed at this index."""
+    return Step("join", (str(descriptor_index),))
+
+
+def unshare(flags: int) -> Step:
+    """Enter new namespaces of the calling process."""
+    return Step("unshare", (str(flags),))
+
+
+def affinity(cpus: Iterable[int]) -> Step:
+    """Run on these CPUs only (where there is no control group to say so)."""
+    return Step("affinity", (",".join(map(str, cpus)),))
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> Step:
+    """mount(2)."""
+    return Step("mount", (source, target, kind, str(flags), data))
+
+
+def loop_mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> Step:
+    """Mount a file through a loop device with direct I/O that goes when the mount goes."""
+    return Step("loop_mount", (source, target, kind, str(flags), data))
+
+
+def mkdir(path: str, mode: int = 0o755) -> Step:
+    """mkdir(2); it is no error when it exists."""
+    return Step("mkdir", (path, str(mode)))
+
+
+def mknod(path: str, major: int, minor: int, mode: int = 0o666) -> Step:
+    """A character device."""
+    return Step("mknod", (path, str(stat.S_IFCHR | mode), str(major), str(minor)))
+
+
+def symlink(target: str, path: str) -> Step:
+    """symlink(2)."""
+    return Step("symlink", (target, path))
+
+
+def write(path: str, text: str) -> Step:
+    """Replace a file's content."""
+    return Step("write", (path, text))
+
+
+def pivot(root: str) -> Step:
+    """Make `root` the root directory; the host's stays reachable by relative paths."""
+    return Step("pivot", (root,))
+
+
+def detach() -> Step:
+    """Let go of the host's root."""
+    return Step("detach")
+
+
+def hostname(name: str) -> Step:
+    """sethostname(2)."""
+    return Step("hostname", (name,))
+
+
+def link(message: bytes) -> Step:
+    """Send one rtnetlink message on the host's side."""
+    return Step("link", (message.hex(),))
+
+
+def loopback() -> Step:
+    """Bring ``lo`` up."""
+    return Step("interface", ("lo",))
+
+
+def interface(name: str, address: Address) -> Step:
+    """Give an interface its address and bring it up."""
+    mask = (0xFFFFFFFF << (32 - address.prefix)) & 0xFFFFFFFF
+    dotted = ".".join(str(mask >> shift & 255) for shift in (24, 16, 8, 0))
+    return Step("interface", (name, address.ip, dotted))
+
+
+def neighbour(name: str, address: Address) -> Step:
+    """A permanent entry for the host, so that no answer waits for address resolution."""
+    return Step("neighbour", (name, address.host_ip, address.host_mac.replace(":", "").lower()))
+
+
+def capabilities(mask: int) -> Step:
+    """Keep these capabilities at most, in every set, the bounding set included."""
+    return Step("capabilities", (hex(mask),))
+
+
+def no_new_privs() -> Step:
+    """No program may gain privileges by being executed."""
+    return Step("no_new_privs")
+
+
+def seccomp(program: bytes) -> Step:
+    """Load a BPF filter."""
+    return Step("seccomp", (program.hex(),))
