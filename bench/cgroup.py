@@ -67,13 +67,16 @@ class Cgroup:
         """
         group = cls(tag, name, limits or CgroupLimits(), layout())
         tree.prepare(group.where, tag)
+        made: list[Path] = []
         try:
             for directory in group.directories:
                 tree.mkdir(directory, group.where, tag)
+                made.append(directory)
             for path, value in group._settings():
                 write_text(path, value)
         except BaseException:
-            group.remove()
+            for directory in made:  # and no other: the name may be somebody else's
+                os.rmdir(directory)
             raise
         return group
 

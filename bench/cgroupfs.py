@@ -135,9 +135,7 @@ def write_text(path: Path | str, text: str) -> None:
     try:
         os.write(descriptor, text.encode())
     except OSError as error:
-        failure = oserror("write", path, error)
-        failure.message = f"{failure.message} (writing {text!r})"
-        raise failure from error
+        raise HvctError(f"{oserror('write', path, error).message} (writing {text!r})") from error
     finally:
         os.close(descriptor)
 
