@@ -7,9 +7,9 @@ the same packages a second time would cost minutes and test nothing more. Only
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import nox
@@ -62,18 +62,15 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, look into it, and run the tests that need no root against it."""
+    """Run the tests that need no root against the installed wheel (tests/ looks into it)."""
     room = Path(session.create_tmp()).resolve()
     for old in room.glob("*.whl"):
         old.unlink()
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # else removed modules are shipped on
     session.run(
         sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(room), str(ROOT)
     )  # fmt: skip
     (built,) = room.glob("*.whl")
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(built).namelist()}
-    if (found := {top for top in tops if not top.endswith(".dist-info")}) != set(PACKAGES):
-        session.error(f"the wheel holds {sorted(found)}, it should hold {sorted(PACKAGES)}")
-
     python = installed(session, room / "venv", built)
     session.chdir(room)  # the checkout must not be importable
     session.run(

@@ -1,0 +1,115 @@
+"""Rules of the code that no linter knows: sizes, places, names, and what start-up may import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGES = ("bench", "ct", "hv", "reports")
+SOURCES = sorted(
+    path
+    for name in (*PACKAGES, "tests")
+    for ext in ("*.py", "*.c", "*.h", "*.S", "*.j2", "*.css", "*.html")
+    for path in (CHECKOUT / name).rglob(ext)
+)
+MODULES = [path for path in SOURCES if path.suffix == ".py"]
+
+
+def name_of(path: Path) -> str:
+    """As the checkout names it."""
+    return str(path.relative_to(CHECKOUT))
+
+
+def test_long_files_justify_themselves() -> None:
+    """A file over 400 lines says at its head why it is that long ("lines" stands there)."""
+    long = []
+    for path in SOURCES:
+        text = path.read_text()
+        head = re.match(r"""\s*(\"{3}.*?\"{3}|/\*.*?\*/)""", text, re.DOTALL)
+        if text.count("\n") > 400 and not (head and "lines" in head[1]):
+            long.append(f"{name_of(path)}: {text.count(chr(10))}")
+    assert not long, "over 400 lines without a reason"
+
+
+def test_package_inits_are_docstrings() -> None:
+    """Every __init__.py is a docstring and nothing else, so importing a package costs nothing."""
+    for path in MODULES:
+        if path.name == "__init__.py":
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1 and ast.get_docstring(ast.Module(body, [])), name_of(path)
+
+
+def test_names_say_something() -> None:
+    """No module called utils, helpers, common or manager."""
+    vague = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+    assert not [name_of(path) for path in SOURCES if path.stem in vague]
+
+
+def test_imports_are_absolute() -> None:
+    """No relative import."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), name_of(path)
+
+
+def test_no_path_of_a_machine() -> None:
+    """No file names a folder of the machine it was written on."""
+    foreign = re.compile(rf"(?<![\w.])/(?:home|Users)/\w|{re.escape(str(CHECKOUT))}\b")
+    texts = [*SOURCES, *CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md"), CHECKOUT / "hvct"]
+    for path in texts:
+        assert not (found := foreign.findall(path.read_text())), f"{name_of(path)}: {found}"
+
+
+def test_every_module_has_a_layer() -> None:
+    """Each module of bench stands in the list of layers, so that none escapes the check."""
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    layers = " ".join(settings["tool"]["importlinter"]["contracts"][0]["layers"])
+    listed = set(re.findall(r"[\w.]+", layers))
+    found = {
+        f"bench.{path.stem}"
+        for path in (CHECKOUT / "bench").iterdir()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
+    }
+    assert found <= listed, f"without a layer: {sorted(found - listed)}"
+
+
+def test_shipped_packages_are_listed() -> None:
+    """pyproject.toml ships exactly the packages that exist: explicit, and none forgotten."""
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    found = {
+        ".".join(path.parent.relative_to(CHECKOUT).parts)
+        for name in PACKAGES
+        for path in (CHECKOUT / name).rglob("__init__.py")
+    }
+    assert set(settings["tool"]["setuptools"]["packages"]) == found
+
+
+def test_every_dependency_says_what_for() -> None:
+    """Each dependency has a lower bound and a reason on its line."""
+    text = (CHECKOUT / "pyproject.toml").read_text()
+    block = text[text.index("\ndependencies = [") : text.index("\n[project.scripts]")]
+    lines = [line for line in block.splitlines() if line.startswith("    ")]
+    assert len(lines) > 10
+    assert all(re.fullmatch(r'    "[\w-]+>=[\d.]+", +# \S.*', line) for line in lines)
+
+
+@pytest.mark.parametrize("heavy", ["pandas", "pyroute2", "libvirt", "weasyprint", "matplotlib"])
+def test_help_imports_nothing_heavy(heavy: str) -> None:
+    """`hvct --help` must answer at once, so none of the libraries that take long is imported."""
+    program = (
+        "import sys\nfrom bench.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"assert {heavy!r} not in sys.modules, 'imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=CHECKOUT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
