@@ -166,14 +166,12 @@ class LauncherBackend(ABC):
             with theirs:
                 request = self._request(spec, lower, cgroup, theirs.fileno())
                 self.worker.launch(request)
-                # While the launcher works: neither of the two needs the other.
                 session = AgentSession(ours)
-                session.send_run(run_record(spec, seccomp=_agent_filter(spec)))
-                network_failure = self._add_neighbour(spec)
+                failure = self._meanwhile(spec, session)
                 launched = self.worker.launched(request)
             undo.callback(_discard, self.worker, spec.id, launched)
-            if network_failure:
-                raise network_failure
+            if failure:
+                raise failure
             instance = self.instance_class(
                 spec,
                 timeline,
@@ -208,14 +206,16 @@ class LauncherBackend(ABC):
             environment={RUN_VARIABLE: self.context.tag},  # so that a cleaner finds it
         )
 
-    def _add_neighbour(self, spec: InstanceSpec) -> LaunchFailed | None:
-        """The host's side of address resolution; a failure waits until the answer is here."""
-        if spec.address is None or self.context.network is None or not self.uses_bridge:
-            return None
+    def _meanwhile(self, spec: InstanceSpec, session: AgentSession) -> HvctError | None:
+        """What can be done while the launcher works; a failure waits until it has answered."""
         try:
-            self.context.network.add_neighbour(spec.address)
+            session.send_run(run_record(spec, seccomp=_agent_filter(spec)))
+            if spec.address and self.context.network and self.uses_bridge:
+                self.context.network.add_neighbour(spec.address)
+        except HvctError as error:
+            return error
         except Exception as error:  # pyroute2 has its own hierarchy
-            return LaunchFailed(f"no neighbour entry for {spec.address.ip}: {error}")
+            return LaunchFailed(f"instance {spec.id} cannot be set up: {error}")
         return None
 
 
@@ -302,8 +302,9 @@ def _discard(worker: Worker, id: str, launched: Launched) -> None:
     """Undo a launch that is not handed out."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
-    worker.wait_exited(id, 10.0)
     os.close(launched.pidfd)
+    with contextlib.suppress(LaunchFailed):  # the launcher is gone as well
+        worker.wait_exited(id, 10.0)
 
 
 def _facts(lower: Lower, request: LaunchRequest, launched: Launched) -> dict[str, object]:

@@ -66,6 +66,10 @@ class LauncherInstance:
         self._oom_kills = 0
         timeline.mark(Event.ACCEPTED, launched.accepted_ns)
         timeline.mark(Event.SPAWNED, launched.born_ns)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Note what ending it will need; nothing for a container."""
 
     def __enter__(self) -> Self:
         return self
@@ -211,6 +215,7 @@ class LauncherInstance:
         if self._released is not None:
             return self._released
         final: dict[str, float] = {}
+        self._released = final
         with contextlib.ExitStack() as undo:
             # Last in, first out; each runs whatever the others do.
             undo.callback(os.close, self.launched.pidfd)
@@ -219,14 +224,14 @@ class LauncherInstance:
             undo.callback(self._session.close)
             self._end()
             if self.cgroup:
-                self.oom_kills()
+                with contextlib.suppress(HvctError):
+                    self._oom_kills = self.cgroup.oom_kills()
                 final.update(self._counters(self.cgroup))
         if self._ended:
             final["rusage_user_s"] = self._ended.user_s
             final["rusage_system_s"] = self._ended.system_s
             final["rusage_max_rss_bytes"] = float(self._ended.max_rss_bytes)
         self.timeline.mark(Event.RELEASED, time.monotonic_ns())
-        self._released = final
         return final
 
     def _end(self) -> None:

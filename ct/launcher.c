@@ -164,9 +164,7 @@ static void send_reply(int fd) {
 
 /* ---- the steps: system calls only, 0 or -1 with errno --------------------------------- */
 
-static unsigned long number(const char *text) {
-    return strtoul(text, NULL, 0);
-}
+static unsigned long number(const char *text) { return strtoul(text, NULL, 0); }
 
 static int passed(const struct request *request, const char *index) {
     unsigned long i = number(index);
@@ -539,9 +537,7 @@ static void take_pair(struct request *request, const char *key, char *value) {
     }
 }
 
-static int missing(const struct request *request, int index) {
-    return index >= request->fd_count;
-}
+static int missing(const struct request *request, int index) { return index >= request->fd_count; }
 
 static void parse(struct request *request, size_t size) {
     request->kind = request->id = "";
@@ -762,7 +758,6 @@ static pid_t spawn(const struct request *request, int *pidfd) {
 static void put_failure(const struct request *request) {
     static const char *const names[] = {"exec", "clone3", "user namespace"};
     int failed = outcome->failed;
-    put("id", "%s", request->id);
     put("step", "%d", failed);
     put("name", "%s", failed >= 0 ? request->steps[failed].operation->name : names[-2 - failed]);
     put("errno", "%d", outcome->error);
@@ -791,6 +786,7 @@ static void launch(struct request *request, uint64_t accepted_ns) {
                 ;
         }
         begin("failed");
+        put("id", "%s", request->id);
         put_failure(request);
         send_reply(-1);
     } else {
@@ -819,13 +815,11 @@ static void setup(struct request *request) {
     if (!request->bad)
         run_steps(request);
     begin(request->bad ? "bad" : outcome->failed == FAILED_NOTHING ? "done" : "failed");
-    if (request->bad) {
-        put("message", "%s", request->bad);
-    } else if (outcome->failed != FAILED_NOTHING) {
+    put("id", "%s", request->id);
+    put("message", "%s", request->bad ? request->bad : "");
+    put("loop", "%d", outcome->loop);
+    if (outcome->failed != FAILED_NOTHING)
         put_failure(request);
-    } else {
-        put("loop", "%d", outcome->loop);
-    }
     send_reply(-1);
 }
 

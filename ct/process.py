@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
+import time
 from pathlib import Path
 
 from bench.errors import Refused
@@ -25,6 +27,10 @@ QUIT_TIMEOUT_S = 2.0
 
 class ProcessInstance(LauncherInstance):
     """A bare process: what it leaves behind is found by its control group."""
+
+    def _begin(self) -> None:
+        # Whoever is in its mount namespace is its own: the only mark where there is no cgroup.
+        self._namespace = "" if self.cgroup else mount_namespace(self.launched.pid)
 
     def check_listener(self, port: int) -> None:
         """Make sure that what listens on `port` is in this instance.
@@ -46,10 +52,16 @@ class ProcessInstance(LauncherInstance):
         """No pid namespace does it for us: the agent's children first, then the agent."""
         if self.cgroup:
             self.cgroup.kill()
-        else:
-            self._session.close()  # the agent then kills everything it started
-            select.select([self.launched.pidfd], [], [], QUIT_TIMEOUT_S)
+            super()._end()
+            return
+        self._session.close()  # the agent then kills everything it started
+        select.select([self.launched.pidfd], [], [], QUIT_TIMEOUT_S)
         super()._end()
+        while self._namespace and (left := inhabitants(self._namespace)):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
 
 
 class ProcessBackend(LauncherBackend):
@@ -108,6 +120,19 @@ def sockets_of(pid: int) -> set[int]:
                 if target.startswith("socket:["):
                     found.add(int(target[8:-1]))
     return found
+
+
+def mount_namespace(pid: int) -> str:
+    """The name of a process's mount namespace, "" when it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    return ""
+
+
+def inhabitants(namespace: str) -> list[int]:
+    """Processes in a mount namespace; zombies have none."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if mount_namespace(pid) == namespace]
 
 
 def descendants(pid: int) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def affinity(cpus: Iterable[int]) -> Step:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> Step:
-    """mount(2)."""
+    """Mount a file system; `kind` "" for a bind."""
     return Step("mount", (source, target, kind, str(flags), data))
 
 
@@ -59,7 +59,7 @@ def loop_mount(source: str, target: str, kind: str, flags: int = 0, data: str = 
 
 
 def mkdir(path: str, mode: int = 0o755) -> Step:
-    """mkdir(2); it is no error when it exists."""
+    """Make a folder; it is no error when it exists."""
     return Step("mkdir", (path, str(mode)))
 
 
@@ -69,7 +69,7 @@ def mknod(path: str, major: int, minor: int, mode: int = 0o666) -> Step:
 
 
 def symlink(target: str, path: str) -> Step:
-    """symlink(2)."""
+    """Make a symbolic link."""
     return Step("symlink", (target, path))
 
 
@@ -89,7 +89,7 @@ def detach() -> Step:
 
 
 def hostname(name: str) -> Step:
-    """sethostname(2)."""
+    """Name the host, as seen inside."""
     return Step("hostname", (name,))
 
 

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -110,6 +111,7 @@ class Worker:
         self._socket = connection
         self._exited: dict[str, Exited] = {}
         self._dead = False
+        self._count = 0
 
     @classmethod
     def start(cls, context: RunContext, launcher: Path, agent: Path, name: str) -> Worker:
@@ -140,8 +142,8 @@ class Worker:
             )
         worker = cls(process, ours, directory)
         try:
-            answer, _ = worker._answer({"ready", "failed"})
-            if answer["reply"] == "failed":
+            answer, _ = worker._answer("")
+            if answer["reply"] != "ready":
                 raise StepFailed("unshare", int(answer["errno"]), None)
             worker._set_program(agent)
         except BaseException:
@@ -185,7 +187,7 @@ class Worker:
         finally:
             os.close(writable)
         try:
-            self._request([("request", "setup"), ("program", 0)], [program], ())
+            self._setup([("program", 0)], [program], ())
         finally:
             os.close(program)
 
@@ -195,11 +197,20 @@ class Worker:
         Raises:
             StepFailed: one of them failed.
         """
-        pairs: list[tuple[str, str | int]] = [("request", "setup")]
+        pairs: list[tuple[str, str | int]] = []
         for step in steps:
             pairs += step.pairs()
-        answer, _ = self._request(pairs, [], steps)
-        return int(answer["loop"])
+        return int(self._setup(pairs, [], steps)["loop"])
+
+    def _setup(
+        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
+    ) -> dict[str, str]:
+        self._count += 1
+        id = f"setup {self._count}"
+        self._send([("request", "setup"), ("id", id), *pairs], descriptors)
+        answer, _ = self._answer(id)
+        _raise_failure(answer, steps)
+        return answer
 
     def launch(self, request: LaunchRequest) -> None:
         """Ask for an instance; `launched` has the answer."""
@@ -229,8 +240,8 @@ class Worker:
             StepFailed: a step failed; nothing of the instance is left.
             LaunchFailed: the launcher is gone.
         """
-        answer, descriptors = self._answer({"launched", "failed", "bad"})
-        self._raise_failure(answer, request.steps)
+        answer, descriptors = self._answer(request.id)
+        _raise_failure(answer, request.steps)
         return Launched(
             pid=int(answer["pid"]),
             pidfd=descriptors[0],
@@ -251,27 +262,8 @@ class Worker:
             left = deadline - time.monotonic()
             if left < 0 or not select.select([self._socket], [], [], left)[0]:
                 return None
-            answer, descriptors = self._receive()
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._note(answer)
+            self._note(*self._receive())
         return self._exited.pop(id)
-
-    def _request(
-        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
-    ) -> tuple[dict[str, str], list[int]]:
-        self._send(pairs, descriptors)
-        answer, received = self._answer({"done", "failed", "bad"})
-        self._raise_failure(answer, steps)
-        return answer, received
-
-    def _raise_failure(self, answer: dict[str, str], steps: Sequence[Step]) -> None:
-        if answer["reply"] == "bad":
-            raise HvctError(f"the launcher refused a request: {answer['message']}")
-        if answer["reply"] == "failed":
-            index = int(answer["step"])
-            step = steps[index] if 0 <= index < len(steps) else None
-            raise StepFailed(answer["name"], int(answer["errno"]), step)
 
     def _send(self, pairs: list[tuple[str, str | int]], descriptors: list[int]) -> None:
         data = encode(pairs)
@@ -285,8 +277,8 @@ class Worker:
         except OSError as error:
             raise self._gone() from error
 
-    def _answer(self, kinds: set[str]) -> tuple[dict[str, str], list[int]]:
-        """The next reply of one of these kinds; exits that arrive meanwhile are kept."""
+    def _answer(self, id: str) -> tuple[dict[str, str], list[int]]:
+        """The reply to the request of this id; exits that arrive meanwhile are kept."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -294,9 +286,9 @@ class Worker:
                 self._process.kill()
                 raise self._gone()
             answer, descriptors = self._receive()
-            if answer["reply"] in kinds:
+            if answer["reply"] != "exited" and answer.get("id", "") == id:
                 return answer, descriptors
-            self._note(answer)
+            self._note(answer, descriptors)
 
     def _receive(self) -> tuple[dict[str, str], list[int]]:
         try:
@@ -310,7 +302,12 @@ class Worker:
             answer[key] = f"{answer[key]} {value}" if key in answer else value
         return answer, descriptors
 
-    def _note(self, answer: dict[str, str]) -> None:
+    def _note(self, answer: dict[str, str], descriptors: list[int]) -> None:
+        """Keep an exit. Anything else answers a request that an interrupt made us leave."""
+        for descriptor in descriptors:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
         if answer["reply"] == "exited":
             self._exited[answer["id"]] = Exited(
                 int(answer["status"]),
@@ -326,6 +323,15 @@ class Worker:
             "the launcher has ended, and all its instances with it",
             f"look at {LOG_NAME} in the run's logs; somebody may have killed it",
         )
+
+
+def _raise_failure(answer: dict[str, str], steps: Sequence[Step]) -> None:
+    if answer["reply"] == "bad":
+        raise HvctError(f"the launcher refused a request: {answer['message']}")
+    if answer["reply"] == "failed":
+        index = int(answer["step"])
+        step = steps[index] if 0 <= index < len(steps) else None
+        raise StepFailed(answer["name"], int(answer["errno"]), step)
 
 
 def _seal(descriptor: int) -> None:

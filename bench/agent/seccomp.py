@@ -12,16 +12,21 @@ from functools import cache
 
 from bench.errors import HostCannot
 
+# fmt: off
 DENIED = (
-    "acct add_key bpf clock_adjtime clock_settime create_module delete_module finit_module "
-    "fsconfig fsmount fsopen fspick get_kernel_syms init_module io_uring_enter "
-    "io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl "
-    "lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages "
-    "name_to_handle_at nfsservctl open_by_handle_at open_tree perf_event_open pivot_root "
-    "process_vm_readv process_vm_writev query_module quotactl quotactl_fd reboot request_key "
-    "set_mempolicy setns settimeofday stime swapoff swapon _sysctl sysfs umount umount2 "
-    "unshare uselib userfaultfd ustat vhangup vm86 vm86old"
-).split()
+    "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module",
+    "delete_module", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick",
+    "get_kernel_syms", "init_module", "io_uring_enter", "io_uring_register",
+    "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load",
+    "keyctl", "lookup_dcookie", "mbind", "migrate_pages", "mount", "mount_setattr",
+    "move_mount", "move_pages", "name_to_handle_at", "nfsservctl",
+    "open_by_handle_at", "open_tree", "perf_event_open", "pivot_root",
+    "process_vm_readv", "process_vm_writev", "query_module", "quotactl",
+    "quotactl_fd", "reboot", "request_key", "set_mempolicy", "setns", "settimeofday",
+    "stime", "swapoff", "swapon", "_sysctl", "sysfs", "umount", "umount2", "unshare", "uselib",
+    "userfaultfd", "ustat", "vhangup", "vm86", "vm86old",
+)
+# fmt: on
 
 NAMESPACE_FLAGS = 0x7E020000
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}: what clone must not ask for."""
