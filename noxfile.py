@@ -42,16 +42,28 @@ def tracked(*patterns: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Layout, types, layers, spelling, shell and C."""
+    """Layout, types, layers, spelling, shell and C: all are run, then all failures named."""
     python = sys.executable
-    session.run(python, "-m", "ruff", "check", ".")
-    session.run(python, "-m", "ruff", "format", "--check", ".")
-    session.run(python, "-m", "mypy")
-    session.run(python, "-c", "from importlinter.cli import lint_imports_command as main; main()")
-    session.run(python, "-m", "codespell_lib", *tracked("*.py", "*.md", "*.txt", "*.toml"))
-    session.run("shellcheck", "hvct", ".ci/run", *tracked("*.sh"))
-    if sources := tracked("*.c", "*.h"):
-        session.run("clang-format", "--dry-run", "-Werror", *sources)
+    layers = f"{Path(python).parent}/lint-imports"
+    checks: list[tuple[str, ...]] = [
+        (python, "-m", "ruff", "check", "."),
+        (python, "-m", "ruff", "format", "--check", "."),
+        (python, "-m", "mypy"),
+        (layers,),
+        (python, "-m", "codespell_lib", *tracked("*.py", "*.md", "*.txt", "*.toml", "*.c", "*.h")),
+        ("shellcheck", "hvct", ".ci/run", *tracked("*.sh")),
+        ("clang-format", "--dry-run", "-Werror", *tracked("*.c", "*.h")),
+    ]
+    failed = []
+    for check in checks:
+        name = " ".join(check[:5]).replace(python, "python")
+        session.log(name)
+        try:
+            session.run(*check, log=False)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error("failed: " + "; ".join(failed))
 
 
 @nox.session
