@@ -3,6 +3,7 @@
 #ifndef HVCT_FRAMES_H
 #define HVCT_FRAMES_H
 
+#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -41,7 +42,15 @@ enum frame_type {
     CREDIT,
 };
 
-/* A record under construction in a fixed buffer; what does not fit sets `full`. */
+/* The one agent there is. */
+extern struct agent {
+    int channel;
+    bool pid1, virtual_machine;
+    bool ended; /* the channel is over, or QUIT came */
+} agent;
+
+/* A record under construction in a fixed buffer; what does not fit sets `full`.
+ */
 struct record {
     char *data;
     size_t length, capacity;
@@ -52,6 +61,22 @@ void record_add(struct record *record, const char *key, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 bool record_valid(const char *data, size_t length);
 const char *record_get(const char *data, size_t length, const char *key);
+
+#define RECORD(name, size)                                                                         \
+    char name##_text[size];                                                                        \
+    struct record name = {name##_text, 0, sizeof name##_text, false}
+
+/* The channel (channel.c). Whoever sends bulk asks for room first. */
+bool channel_room(void);
+bool channel_unsent(void);
+void channel_flush(void);
+void channel_read(void (*dispatch)(int type, const char *data, size_t length));
+void frame(enum frame_type type, const void *data, size_t length);
+ssize_t frame_from(enum frame_type type, int fd, uint64_t most);
+void send_record(enum frame_type type, const struct record *record);
+void send_event(const char *name, uint64_t stamp_ns);
+void send_failure(void);
+void violation(const char *what);
 
 struct limit {
     int resource;
@@ -85,21 +110,47 @@ struct run {
 bool number(const char *text, int base, uint64_t max, uint64_t *out);
 const char *run_parse(struct run *run, char *data, size_t length);
 
-/* What the child leaves for the agent in shared memory: its receipt and its last stamp. */
+/* A failure that ends the launch: fail() notes errno, a step and a subject,
+ * returns -1. */
+extern struct failure {
+    const char *step;
+    int error;
+    char message[256];
+} failure;
+int fail(const char *step, const char *subject);
+
+/* What the child leaves for the agent: its receipt, its last stamp, or why it
+ * failed. */
 struct shared {
     uint64_t started_ns;
+    struct failure failure;
     size_t length;
     char receipt[2 * FRAME_MAX];
 };
 
-/* The descriptors a workload gets, and those that only matter until its exec. */
+/* The descriptors a workload gets, and those that only matter until its exec.
+ */
 struct stdio {
     int in, out, err;
     int cgroup_procs; /* -1, or where to write "0" to be counted by guest.pids */
-    int report;       /* close-on-exec; an ERROR record when the exec did not happen */
 };
 
-_Noreturn void workload_exec(const struct run *run, struct stdio stdio, struct shared *shared);
+_Noreturn void child(const struct run *run, struct stdio stdio, struct shared *shared);
+
+/* The workload from RUN to EXIT (workload.c). */
+enum { WORKLOAD_FDS = 4 };
+
+void workload_run(const char *data, size_t length);
+void workload_signal(int number);
+void workload_stdin(const char *data, size_t length);
+void workload_window(unsigned short rows, unsigned short columns);
+void workload_reap(void);
+void workload_fds(struct pollfd fds[WORKLOAD_FDS]);
+void workload_turn(const struct pollfd fds[WORKLOAD_FDS]);
+int workload_timeout(void);
+void close_fd(int *fd);
+
+void kill_children(void);
 
 extern const char *const rlimit_names[RLIM_NLIMITS];
 void receipt_gather(struct record *out, const struct run *run, const char *program);
@@ -109,16 +160,6 @@ bool read_text(const char *path, char *buffer, size_t size);
 int guest_open_channel(void);
 int guest_set_up(const struct run *run, int *cgroup_procs);
 _Noreturn void guest_power_off(void);
-
-/* The failure that ends the launch: fail() notes errno, a step and a subject, returns -1. */
-struct failure {
-    const char *step;
-    int error;
-    char message[256];
-};
-extern struct failure failure;
-int fail(const char *step, const char *subject);
-void failure_record(struct record *out);
 
 static inline uint64_t stamp(clockid_t clock) {
     struct timespec now;

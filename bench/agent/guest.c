@@ -1,5 +1,6 @@
-/* The agent as /init of a virtual machine: find the port, then build the same root that
- * the launcher builds for a container: the image under an overlay, /proc, /sys, /dev. */
+/* The agent as /init of a virtual machine: find the port, then build the same
+ * root that the launcher builds for a container: the image under an overlay,
+ * /proc, /sys, /dev. */
 #define _GNU_SOURCE
 #include "frames.h"
 
@@ -28,7 +29,8 @@
 #define PORT_NAME "org.hvct.agent"
 enum { DEVICE_WAIT_MS = 10000 };
 
-/* Before there is a channel, the kernel's log is the only place that is seen. */
+/* Before there is a channel, the kernel's log is the only place that is seen.
+ */
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
     char text[512];
     va_list values;
@@ -42,7 +44,8 @@ __attribute__((format(printf, 1, 2))) static void complain(const char *format, .
 }
 
 _Noreturn void guest_power_off(void) {
-    reboot(RB_POWER_OFF); /* nothing here outlives the machine, so nothing is synced */
+    reboot(RB_POWER_OFF); /* nothing here outlives the machine, so nothing is
+                             synced */
     for (;;)
         pause();
 }
@@ -106,7 +109,8 @@ int guest_open_channel(void) {
     load_first_modules();
     for (int waited = 0; waited < DEVICE_WAIT_MS; waited++) {
         struct pollfd port = {find_port(), 0, 0};
-        /* Open, but the host's end is announced later; until then it reads as hung up. */
+        /* Open, but the host's end is announced later; until then it reads as hung
+         * up. */
         for (; port.fd >= 0 && waited < DEVICE_WAIT_MS; waited++, usleep(1000))
             if (poll(&port, 1, 0) == 0)
                 return port.fd;
@@ -142,13 +146,15 @@ static int mount_root(const struct guest *guest) {
     mkdir("/lower", 0755);
     if (mount(guest->root, "/lower", "erofs", MS_RDONLY, NULL))
         return fail("guest.root", guest->root);
-    if (attach("tmpfs", "/writable", "tmpfs", 0, options))
+    if (attach("tmpfs", "/writable", "tmpfs", MS_NODEV, options))
         return -1;
     mkdir("/writable/upper", 0755);
     mkdir("/writable/work", 0755);
-    /* xino=off: a file's inode number is the image's own, the same in every arm. */
-    return attach("overlay", "/root", "overlay", 0,
-                  "lowerdir=/lower,upperdir=/writable/upper,workdir=/writable/work,xino=off");
+    /* xino=off: a file's inode number is the image's own, the same in every arm.
+     */
+    return attach("overlay", "/root", "overlay", MS_NODEV,
+                  "lowerdir=/lower,upperdir=/writable/upper,workdir=/writable/"
+                  "work,xino=off");
 }
 
 static int make_devices(const char *dev) {
@@ -183,11 +189,11 @@ static int mount_system(const struct guest *guest) {
     unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
     snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)guest->shm_bytes);
     if (attach("proc", "/root/proc", "proc", safe, NULL) ||
-        attach("sysfs", "/root/sys", "sysfs", safe, NULL) ||
-        attach("tmpfs", "/root/dev", "tmpfs", MS_NOSUID, "mode=755,size=65536k") ||
+        attach("sysfs", "/root/sys", "sysfs", safe | MS_RDONLY, NULL) ||
+        attach("tmpfs", "/root/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=64k") ||
         make_devices("/root/dev") ||
         attach("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
-               "newinstance,ptmxmode=0666,mode=0620,gid=5") ||
+               "newinstance,ptmxmode=0666,mode=0620") ||
         attach("shm", "/root/dev/shm", "tmpfs", safe, options))
         return -1;
     mkdir("/root/dev/mqueue", 0755);
@@ -195,7 +201,8 @@ static int mount_system(const struct guest *guest) {
     return 0;
 }
 
-/* fsopen() would say more, but mount(2) exists everywhere: try what a scratch disk holds. */
+/* fsopen() would say more, but mount(2) exists everywhere: try what a scratch
+ * disk holds. */
 static int mount_scratch(const char *device) {
     if (wait_for_device("guest.scratch", device))
         return -1;
@@ -306,7 +313,7 @@ static int name_machine(const struct run *run) {
         return fail("hostname", name);
     mkdir("/etc", 0755);
     if (write_file("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n%.*s\t%s\n",
-                   address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.0.1", name))
+                   address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.1.1", name))
         return fail("guest.hosts", "/etc/hosts");
     return 0;
 }

@@ -11,104 +11,30 @@ import os
 import select
 import signal as signals
 import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 
 from bench import record
+from bench.agent.frames import (
+    FRAME_MAX,
+    STDIN_WINDOW,
+    ClockMapping,
+    Frame,
+    launch_error,
+    pack,
+    unpack,
+)
 from bench.agent.launch_record import run_record
 from bench.errors import HvctError, LaunchFailed
 from bench.model import Event, ExitStatus
 
 __all__ = ["AgentSession", "ClockMapping", "Frame", "OutputCallback", "run_record"]
 
-FRAME_MAX = 1 << 20
-STDIN_WINDOW = 1 << 16
 LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "vulnerability"})
 """Receipt keys that are lists even with one element, or none."""
 
 OutputCallback = Callable[[str, bytes, int], None]
 """Called with ("stdout" or "stderr", data, host stamp in ns) for each piece of output."""
-
-
-class Frame(IntEnum):
-    """Frame types of docs/protocol.md."""
-
-    RUN = 1
-    SIGNAL = 2
-    STDIN = 3
-    PING = 4
-    FETCH = 5
-    QUIT = 6
-    WINDOW = 7
-    HELLO = 65
-    EVENT = 66
-    STDOUT = 67
-    STDERR = 68
-    EXIT = 69
-    RECEIPT = 70
-    PONG = 71
-    ERROR = 72
-    FILE = 73
-    FILE_END = 74
-    CREDIT = 75
-
-
-@dataclass(frozen=True)
-class ClockMapping:
-    """How the instance's CLOCK_MONOTONIC maps to the host's.
-
-    Attributes:
-        offset_ns: host stamp minus instance stamp.
-        error_ns: half of the best round trip; 0 where the clock is shared.
-        boot_zero_ns: host stamp of the instance's BOOTTIME 0 (the ``kernel`` mark of a
-            VM; of no meaning where the clock is shared).
-    """
-
-    offset_ns: int = 0
-    error_ns: int = 0
-    boot_zero_ns: int = 0
-
-    def host_ns(self, stamp_ns: int) -> int:
-        """The host stamp of an instance stamp."""
-        return stamp_ns + self.offset_ns
-
-
-def _error_of(pairs: dict[str, str], argv0: str) -> LaunchFailed:
-    """The agent's ERROR as one line and a hint."""
-    step, message = pairs.get("step", "?"), pairs.get("message", "")
-    number = int(pairs.get("errno", "0"))
-    reason = os.strerror(number)
-    name = argv0 or message
-    if step == "exec" and number == 2 and message == name and "/" not in name:
-        return LaunchFailed(f"{name}: not found in the image's PATH", "check the command's name")
-    if step == "exec" and number == 2:
-        return LaunchFailed(
-            f"{message}: not found in the image, or its interpreter is missing",
-            "check the path, and the loader or first line of the program",
-        )
-    if step == "exec" and number == 13:
-        return LaunchFailed(
-            f"{message}: permission denied: not executable",
-            "give it execute permission in the image, for the user it runs as",
-        )
-    if step == "exec" and number == 8:
-        return LaunchFailed(
-            f"{message}: not a program this CPU runs",
-            "a script needs a #! line; a binary must be for this architecture",
-        )
-    if step == "cwd":
-        return LaunchFailed(
-            f"working directory {message}: {reason}", "check the image's or workload's workdir"
-        )
-    if step == "user":
-        return LaunchFailed(f"cannot become the workload's user ({message}): {reason}")
-    if step == "protocol":
-        return LaunchFailed(f"the agent rejected what it was sent: {message}")
-    subject = f" {message}" if message else ""
-    return LaunchFailed(f"the launch failed at {step}{subject}: {reason}")
 
 
 class AgentSession:
@@ -202,7 +128,7 @@ class AgentSession:
                 "shorten the command's arguments and environment",
             )
         if not self.closed:
-            self._outgoing += struct.pack("<B3xI", kind, len(payload)) + payload
+            self._outgoing += pack(kind, payload)
             self._flush()
 
     def _flush(self) -> None:
@@ -283,17 +209,8 @@ class AgentSession:
             self.closed = True
             return
         self._incoming += data
-        start = 0
-        while len(self._incoming) - start >= 8:
-            kind, length = struct.unpack_from("<B3xI", self._incoming, start)
-            if length > FRAME_MAX:
-                raise LaunchFailed("the agent's channel carries something that is no frame")
-            if len(self._incoming) - start - 8 < length:
-                break
-            payload = bytes(self._incoming[start + 8 : start + 8 + length])
-            start += 8 + length
+        for kind, payload in unpack(self._incoming):
             self._dispatch(kind, payload, now)
-        del self._incoming[:start]
 
     def _dispatch(self, kind: int, payload: bytes, now: int) -> None:
         if kind == Frame.STDOUT or kind == Frame.STDERR:
@@ -328,7 +245,7 @@ class AgentSession:
             stamps = int(fields["monotonic_ns"]), int(fields["boottime_ns"])
             self._pongs[fields["token"]] = (now, *stamps)
         elif kind == Frame.ERROR:
-            self.error = _error_of(fields, self._argv0)
+            self.error = launch_error(fields, self._argv0)
         elif kind == Frame.FILE_END:
             self._file_end = fields
         elif kind == Frame.CREDIT:

@@ -1,325 +1,388 @@
-/* The workload's process: what RUN says about it, and the child that becomes it. */
+/* The workload from RUN to EXIT: its process, its input, its two outputs on
+ * their way out. */
 #define _GNU_SOURCE
 #include "frames.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+enum { LISTEN_PERIOD_MS = 5 };
 
-bool number(const char *text, int base, uint64_t max, uint64_t *out) {
-    char *end;
-    if (!isxdigit((unsigned char)*text)) /* strtoull would take a sign or spaces */
-        return false;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, base);
-    if (errno || *end || value > max)
-        return false;
-    *out = value;
-    return true;
+/* One of the workload's two output streams on its way to the host. */
+struct stream {
+    int fd, spool; /* -1: closed, none */
+    enum frame_type type;
+    uint64_t kept, dropped;
+};
+
+static struct {
+    enum { NONE, RUNNING, DRAINING, SHIPPING, OVER } state;
+    struct run run;
+    pid_t pid;
+    struct shared *shared;
+    int report; /* until the exec: the child's report pipe */
+    struct stream streams[2];
+    int input; /* -1: closed */
+    uint8_t pending[STDIN_WINDOW];
+    size_t pending_bytes;
+    bool input_ends, started, listening, childless;
+    int status;
+    struct rusage usage;
+    uint64_t exited_ns, port_checked_ns;
+    size_t receipt_sent;
+} work = {.report = -1, .streams = {{-1, -1, STDOUT, 0, 0}, {-1, -1, STDERR, 0, 0}}, .input = -1};
+
+void close_fd(int *fd) {
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
 }
 
-static bool parse_rlimit(struct run *run, char *value) {
-    char *soft = strchr(value, ':');
-    char *hard = soft ? strchr(soft + 1, ':') : NULL;
-    if (!hard || run->rlimit_count == RLIM_NLIMITS)
-        return false;
-    *soft++ = *hard++ = 0;
-    struct limit *limit = &run->rlimits[run->rlimit_count++];
-    limit->resource = -1;
-    for (int i = 0; i < RLIM_NLIMITS; i++)
-        if (rlimit_names[i] && !strcmp(rlimit_names[i], value))
-            limit->resource = i;
-    uint64_t low = RLIM_INFINITY, high = RLIM_INFINITY;
-    bool valid = (!strcmp(soft, "unlimited") || number(soft, 10, UINT64_MAX, &low)) &&
-                 (!strcmp(hard, "unlimited") || number(hard, 10, UINT64_MAX, &high));
-    limit->value = (struct rlimit){low, high};
-    return valid && limit->resource >= 0;
-}
-
-static bool parse_seccomp(struct run *run, const char *value) {
-    size_t digits = strlen(value);
-    if (run->seccomp || digits == 0 || digits % 16 || digits / 16 > 4096)
-        return false;
-    unsigned char *program = run->seccomp = malloc(digits / 2);
-    if (!program)
-        return false;
-    for (size_t i = 0; i < digits / 2; i++) {
-        char pair[3] = {value[2 * i], value[2 * i + 1], 0};
-        uint64_t byte;
-        if (!number(pair, 16, 255, &byte))
-            return false;
-        program[i] = (unsigned char)byte;
-    }
-    run->seccomp_bytes = digits / 2;
-    return true;
-}
-
-/* One key of RUN. False when the value is none; `known` false when the key is none. */
-static bool parse_pair(struct run *run, const char *key, char *value, bool *known) {
-    uint64_t n = 0;
-    struct guest *guest = &run->guest;
-    struct {
-        const char *key;
-        const char **text;
-    } const texts[] = {
-        {"cwd", &run->cwd},
-        {"hostname", &run->hostname},
-        {"guest.root", &guest->root},
-        {"guest.scratch", &guest->scratch},
-        {"guest.address", &guest->address},
-        {"guest.neighbour", &guest->neighbour},
-    };
-    struct {
-        const char *key;
-        uint64_t *number;
-    } const numbers[] = {
-        {"output_limit", &run->output_limit},
-        {"guest.writable_bytes", &guest->writable_bytes},
-        {"guest.writable_inodes", &guest->writable_inodes},
-        {"guest.shm_bytes", &guest->shm_bytes},
-        {"guest.pids", &guest->pids},
-    };
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        if (!strcmp(key, texts[i].key))
-            return (*texts[i].text = value), true;
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (!strcmp(key, numbers[i].key))
-            return number(value, 10, UINT64_MAX, numbers[i].number);
-#define CHOICE(name, field, no, yes)                                                               \
-    if (!strcmp(key, name))                                                                        \
-    return run->field = !strcmp(value, yes), run->field || !strcmp(value, no)
-    CHOICE("output", stream, "spool", "stream");
-    CHOICE("stdin", stdin_stream, "null", "stream");
-    CHOICE("receipt", digest, "cheap", "digest");
-    CHOICE("tty", tty, "0", "1");
-    CHOICE("no_new_privs", no_new_privs, "0", "1");
-#undef CHOICE
-    if (!strcmp(key, "uid"))
-        return number(value, 10, UINT32_MAX - 1, &n) && (run->uid = (uid_t)n, true);
-    if (!strcmp(key, "gid"))
-        return number(value, 10, UINT32_MAX - 1, &n) && (run->gid = (gid_t)n, true);
-    if (!strcmp(key, "group"))
-        return number(value, 10, UINT32_MAX - 1, &n) && run->group_count < GROUPS_MAX &&
-               (run->groups[run->group_count++] = (gid_t)n, true);
-    if (!strcmp(key, "umask"))
-        return number(value, 8, 0777, &n) && (run->umask = (mode_t)n, true);
-    if (!strcmp(key, "listen_port"))
-        return number(value, 10, 65535, &n) && (run->listen_port = (unsigned)n, true);
-    if (!strcmp(key, "caps"))
-        return run->has_caps = number(value, 16, UINT64_MAX, &run->caps);
-    if (!strcmp(key, "rlimit"))
-        return parse_rlimit(run, value);
-    if (!strcmp(key, "seccomp"))
-        return parse_seccomp(run, value);
-    *known = false;
-    return true;
-}
-
-/* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. */
-const char *run_parse(struct run *run, char *data, size_t length) {
-    size_t parts = 0, args = 0, envs = 0, modules = 0;
-    for (size_t i = 0; i < length; i++)
-        parts += data[i] == 0;
-    *run = (struct run){.cwd = "/", .umask = 022, .output_limit = UINT64_MAX};
-    run->argv = calloc(parts + 1, sizeof *run->argv);
-    run->env = calloc(parts + 1, sizeof *run->env);
-    run->guest.modules = calloc(parts + 1, sizeof *run->guest.modules);
-    if (!run->argv || !run->env || !run->guest.modules)
-        return "out of memory";
-    for (char *key = data; key < data + length;) {
-        char *value = strchr(key, '=');
-        *value++ = 0;
-        char *next = value + strlen(value) + 1;
-        bool known = true;
-        if (!strncmp(key, "guest.", 6))
-            run->guest.wanted = true;
-        if (!strcmp(key, "arg"))
-            run->argv[args++] = value;
-        else if (!strcmp(key, "env"))
-            run->env[envs++] = value;
-        else if (!strcmp(key, "guest.module"))
-            run->guest.modules[modules++] = value;
-        else if (!parse_pair(run, key, value, &known) || !known)
-            return key;
-        key = next;
-    }
-    run->stream |= run->tty; /* a terminal that answers after the exit is none */
-    return args ? NULL : "arg";
-}
-
-static int make_folders(const char *path) {
-    char part[PATH_MAX];
-    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part)
-        return errno = ENAMETOOLONG, -1;
-    for (char *slash = part + 1; *slash; slash++) {
-        if (*slash != '/')
+void workload_reap(void) {
+    int status;
+    struct rusage usage;
+    pid_t pid;
+    while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+        if (pid != work.pid)
             continue;
-        *slash = 0;
-        if (mkdir(part, 0755) && errno != EEXIST)
+        work.exited_ns = stamp(CLOCK_MONOTONIC);
+        work.pid = 0;
+        work.status = status;
+        work.usage = usage;
+    }
+    work.childless = pid < 0;
+    if (work.state == RUNNING && work.pid == 0 && work.report < 0)
+        work.state = DRAINING;
+    if (work.state == DRAINING && !work.childless)
+        kill_children();
+}
+
+static int open_stream(struct stream *stream) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC))
+        return -1;
+    fcntl(ends[1], F_SETPIPE_SZ, 4 * CHUNK); /* fewer wake-ups; the default does as well */
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    stream->fd = ends[0];
+    if (!work.run.stream && (stream->spool = memfd_create("spool", MFD_CLOEXEC)) < 0)
+        return -1;
+    return ends[1];
+}
+
+static int open_terminal(struct stdio *stdio) {
+    int unlock = 0, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock))
+        return fail("tty", "/dev/ptmx");
+    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0)
+        return fail("tty", "TIOCGPTPEER");
+    stdio->in = stdio->out = stdio->err = slave;
+    work.streams[0].fd = master;
+    work.input = fcntl(master, F_DUPFD_CLOEXEC, 0);
+    return work.input < 0 ? fail("tty", "dup") : 0;
+}
+
+static int open_stdio(struct stdio *stdio) {
+    int ends[2];
+    if (work.run.tty)
+        return open_terminal(stdio);
+    if (work.run.stdin_stream) {
+        if (pipe2(ends, O_CLOEXEC))
+            return fail("stdio", "pipe");
+        stdio->in = ends[0];
+        work.input = ends[1];
+        fcntl(work.input, F_SETFL, O_NONBLOCK);
+    } else if ((stdio->in = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0) {
+        return fail("stdio", "/dev/null");
+    }
+    stdio->out = open_stream(&work.streams[0]);
+    stdio->err = open_stream(&work.streams[1]);
+    return stdio->out < 0 || stdio->err < 0 ? fail("stdio", "pipe") : 0;
+}
+
+static int start(void) {
+    struct stdio stdio = {-1, -1, -1, -1};
+    int ends[2];
+    if (agent.virtual_machine) {
+        if (guest_set_up(&work.run, &stdio.cgroup_procs))
             return -1;
-        *slash = '/';
+        send_event("mounted", stamp(CLOCK_MONOTONIC));
     }
-    return mkdir(part, 0755) && errno != EEXIST ? -1 : 0;
-}
-
-/* An image's working directory need not exist: it is made, as container engines do. */
-static int enter_cwd(const char *path) {
-    if (chdir(path) == 0)
-        return 0;
-    if (errno != ENOENT || make_folders(path) || chdir(path))
-        return fail("cwd", path);
+    work.shared =
+        mmap(NULL, sizeof *work.shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (work.shared == MAP_FAILED || pipe2(ends, O_CLOEXEC))
+        return fail("fork", "");
+    if (open_stdio(&stdio))
+        return -1;
+    if ((work.pid = fork()) == 0)
+        child(&work.run, stdio, work.shared);
+    if (work.pid < 0)
+        return fail("fork", "");
+    work.report = ends[0];
+    work.state = RUNNING;
+    close(ends[1]);
+    if (stdio.cgroup_procs >= 0)
+        close(stdio.cgroup_procs);
+    close(stdio.in);
+    if (!work.run.tty) {
+        close(stdio.out);
+        close(stdio.err);
+    }
     return 0;
 }
 
-static int set_stdio(const struct run *run, struct stdio stdio) {
-    if (setsid() < 0 || dup2(stdio.in, 0) < 0 || dup2(stdio.out, 1) < 0 || dup2(stdio.err, 2) < 0)
-        return fail("stdio", "");
-    if (run->tty && ioctl(0, TIOCSCTTY, 0))
-        return fail("tty", "TIOCSCTTY");
-    /* So that a workload of another user can open /dev/stdout. A descriptor that is not ours
-     * to give away (/dev/null) may refuse. */
-    for (int fd = run->stdin_stream || run->tty ? 0 : 1; fd < 3; fd++)
-        if (fchown(fd, run->uid, run->tty ? (gid_t)-1 : run->gid) && run->uid != geteuid())
-            return fail("stdio", "fchown");
-    sigset_t none;
-    sigemptyset(&none);
-    for (int number = 1; number < 32; number++)
-        signal(number, SIG_DFL);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    /* Whatever the launcher left open ends at the exec, and so does our report pipe. */
-    syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */);
-    return 0;
-}
-
-static int drop_bounding(const struct run *run) {
-    for (int cap = 0; run->has_caps && prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-        if (!(run->caps >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0))
-            return fail("caps", "bounding set");
-    return 0;
-}
-
-static int set_user(const struct run *run) {
-    if (setgroups(run->group_count, run->groups) && (run->group_count || errno != EPERM))
-        return fail("user", "setgroups");
-    char text[32];
-    snprintf(text, sizeof text, "gid %u", run->gid);
-    if (setresgid(run->gid, run->gid, run->gid))
-        return fail("user", text);
-    snprintf(text, sizeof text, "uid %u", run->uid);
-    if (setresuid(run->uid, run->uid, run->uid))
-        return fail("user", text);
-    return 0;
-}
-
-/* What setuid left of the capabilities, cut to the mask. */
-static int limit_caps(const struct run *run) {
-    struct {
-        uint32_t version;
-        int pid;
-    } header = {0x20080522, 0};
-    struct {
-        uint32_t effective, permitted, inheritable;
-    } sets[2];
-    if (!run->has_caps)
-        return 0;
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (syscall(SYS_capget, &header, sets))
-        return fail("caps", "capget");
+/* The launch failed, or is over: nothing of it stays open. */
+static void close_workload(void) {
     for (int i = 0; i < 2; i++) {
-        sets[i].permitted &= (uint32_t)(run->caps >> 32 * i);
-        sets[i].effective &= sets[i].permitted;
-        sets[i].inheritable = 0;
+        close_fd(&work.streams[i].fd);
+        close_fd(&work.streams[i].spool);
     }
-    return syscall(SYS_capset, &header, sets) ? fail("caps", "capset") : 0;
+    close_fd(&work.input);
+    work.state = OVER;
 }
 
-static int find_program(const struct run *run, char path[PATH_MAX]) {
-    const char *name = run->argv[0], *search = DEFAULT_PATH;
-    int reason = ENOENT;
-    for (char **env = run->env; *env; env++)
-        if (!strncmp(*env, "PATH=", 5))
-            search = *env + 5;
-    if (strchr(name, '/')) {
-        if (snprintf(path, PATH_MAX, "%s", name) < PATH_MAX)
-            return 0; /* execve itself says what is wrong with it */
-        return errno = ENAMETOOLONG, fail("exec", name);
+/* The pipe closed: at the exec, or because there was none. */
+static void exec_result(void) {
+    close_fd(&work.report);
+    if (!work.shared->failure.step && work.shared->started_ns) {
+        work.started = true;
+        send_event("started", work.shared->started_ns);
+    } else {
+        errno = ECHILD;
+        fail("exec", "killed before its exec");
+        if (work.shared->failure.step)
+            failure = work.shared->failure;
+        send_failure();
+        close_workload();
     }
-    for (const char *end; *name; search = end + 1) {
-        struct stat info;
-        end = strchrnul(search, ':');
-        int size = (int)(end - search);
-        int made = snprintf(path, PATH_MAX, "%.*s/%s", size ? size : 1, size ? search : ".", name);
-        if (made < PATH_MAX && stat(path, &info) == 0 && S_ISREG(info.st_mode)) {
-            if (access(path, X_OK) == 0)
-                return 0;
-            reason = errno;
+    workload_reap(); /* it may have ended already */
+}
+
+/* Take up what is in one stream; false when there is nothing more for now. */
+static bool drain(struct stream *stream) {
+    static uint8_t scratch[CHUNK];
+    uint64_t room = work.run.output_limit - stream->kept;
+    ssize_t n;
+    if (stream->fd < 0 || !channel_room())
+        return false;
+    if (work.run.stream && room) {
+        n = frame_from(stream->type, stream->fd, room);
+        stream->kept += n > 0 ? (uint64_t)n : 0;
+    } else {
+        n = read(stream->fd, scratch, sizeof scratch);
+        uint64_t keep = n > 0 && !work.run.stream ? (uint64_t)n : 0;
+        keep = keep < room ? keep : room;
+        ssize_t kept = keep ? write(stream->spool, scratch, (size_t)keep) : 0;
+        stream->kept += kept > 0 ? (uint64_t)kept : 0;
+        stream->dropped += (n > 0 ? (uint64_t)n : 0) - (kept > 0 ? (uint64_t)kept : 0);
+    }
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) /* a terminal ends with EIO */
+        close_fd(&stream->fd);
+    return n > 0;
+}
+
+static void send_exit(void) {
+    RECORD(record, 512);
+    struct rusage *usage = &work.usage;
+    if (WIFSIGNALED(work.status))
+        record_add(&record, "signal", "%d", WTERMSIG(work.status));
+    else
+        record_add(&record, "code", "%d", WEXITSTATUS(work.status));
+    record_add(&record, "user_us", "%lld",
+               usage->ru_utime.tv_sec * 1000000LL + usage->ru_utime.tv_usec);
+    record_add(&record, "system_us", "%lld",
+               usage->ru_stime.tv_sec * 1000000LL + usage->ru_stime.tv_usec);
+    record_add(&record, "max_rss_kib", "%ld", usage->ru_maxrss);
+    record_add(&record, "monotonic_ns", "%llu", (unsigned long long)work.exited_ns);
+    send_record(EXIT, &record);
+}
+
+/* The receipt in pieces cut between its strings; true when all of it is on its
+ * way. */
+static bool send_receipt(void) {
+    const char *text = work.shared->receipt;
+    while (work.receipt_sent < work.shared->length && channel_room()) {
+        size_t size = 0, left = work.shared->length - work.receipt_sent;
+        while (size < left && size < CHUNK)
+            size += strlen(text + work.receipt_sent + size) + 1;
+        frame(RECEIPT, text + work.receipt_sent, size);
+        work.receipt_sent += size;
+    }
+    return work.receipt_sent == work.shared->length;
+}
+
+static void send_counts(void) {
+    RECORD(record, 256);
+    for (int i = 0; i < 2; i++) {
+        const char *keys[2][2] = {{"stdout_bytes", "stdout_dropped"},
+                                  {"stderr_bytes", "stderr_dropped"}};
+        record_add(&record, keys[i][0], "%llu", (unsigned long long)work.streams[i].kept);
+        record_add(&record, keys[i][1], "%llu", (unsigned long long)work.streams[i].dropped);
+    }
+    send_record(RECEIPT, &record);
+}
+
+/* After the exit: the rest of the output, the spooled output, the receipt, the
+ * exit. */
+static void ship(void) {
+    if (work.state == DRAINING && work.childless) {
+        for (int i = 0; i < 2; i++)
+            while (drain(&work.streams[i]))
+                ;
+        if (!channel_room())
+            return;
+        for (int i = 0; i < 2; i++) {
+            close_fd(&work.streams[i].fd);
+            if (work.streams[i].spool >= 0)
+                lseek(work.streams[i].spool, 0, SEEK_SET);
         }
-        if (!*end)
-            break;
+        work.state = SHIPPING;
     }
-    return errno = reason, fail("exec", name);
+    if (work.state != SHIPPING)
+        return;
+    for (int i = 0; i < 2; i++)
+        while (work.streams[i].spool >= 0) {
+            if (!channel_room())
+                return;
+            if (frame_from(work.streams[i].type, work.streams[i].spool, CHUNK) <= 0)
+                close_fd(&work.streams[i].spool);
+        }
+    if (!send_receipt())
+        return;
+    send_counts();
+    send_exit();
+    close_workload();
 }
 
-static int load_seccomp(const struct run *run) {
-    struct {
-        unsigned short length;
-        void *filter;
-    } program = {(unsigned short)(run->seccomp_bytes / 8), run->seccomp};
-    if (run->seccomp && prctl(PR_SET_SECCOMP, 2 /* filter */, &program, 0, 0))
-        return fail("seccomp", "");
-    return 0;
+static void feed_input(void) {
+    ssize_t n = work.pending_bytes ? write(work.input, work.pending, work.pending_bytes) : 0;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    /* When nobody reads any more, what comes is taken and forgotten, as by a
+     * closed pipe. */
+    size_t taken = n < 0 ? work.pending_bytes : (size_t)n;
+    if (n < 0)
+        close_fd(&work.input);
+    if (taken) {
+        RECORD(record, 64);
+        work.pending_bytes -= taken;
+        memmove(work.pending, work.pending + taken, work.pending_bytes);
+        record_add(&record, "bytes", "%zu", taken);
+        send_record(CREDIT, &record);
+    }
+    if (work.input_ends && !work.pending_bytes) {
+        if (work.run.tty && work.input >= 0 && write(work.input, "\4", 1) < 0 && errno == EAGAIN)
+            return; /* a full terminal: its end of file waits for the next turn */
+        close_fd(&work.input);
+    }
 }
 
-static int become(const struct run *run, struct stdio stdio, struct shared *shared) {
-    char program[PATH_MAX];
-    struct record receipt = {shared->receipt, 0, sizeof shared->receipt, false};
-    if (stdio.cgroup_procs >= 0 && write(stdio.cgroup_procs, "0", 1) != 1)
-        return fail("guest.pids", "cgroup.procs");
-    if (set_stdio(run, stdio))
-        return -1;
-    for (size_t i = 0; i < run->rlimit_count; i++)
-        if (setrlimit(run->rlimits[i].resource, &run->rlimits[i].value))
-            return fail("rlimit", rlimit_names[run->rlimits[i].resource]);
-    umask(022);
-    if (enter_cwd(run->cwd) || drop_bounding(run) || set_user(run) || limit_caps(run))
-        return -1;
-    umask(run->umask);
-    if (find_program(run, program))
-        return -1;
-    /* no_new_privs first, so that the receipt shows it; the filter last, so that it
-     * need not allow what only the receipt does. */
-    if (run->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        return fail("no_new_privs", "");
-    receipt_gather(&receipt, run, program);
-    if (load_seccomp(run))
-        return -1;
-    record_add(&receipt, "seccomp", "%d", prctl(PR_GET_SECCOMP, 0, 0, 0, 0));
-    if (receipt.full)
-        return errno = E2BIG, fail("receipt", "");
-    shared->length = receipt.length;
-    shared->started_ns = stamp(CLOCK_MONOTONIC);
-    execve(program, run->argv, run->env);
-    return fail("exec", program);
+void workload_stdin(const char *data, size_t length) {
+    if (length > sizeof work.pending - work.pending_bytes) {
+        violation("STDIN beyond its credit");
+        return;
+    }
+    if (length == 0)
+        work.input_ends = true;
+    memcpy(work.pending + work.pending_bytes, data, length);
+    work.pending_bytes += length;
+    feed_input();
 }
 
-_Noreturn void workload_exec(const struct run *run, struct stdio stdio, struct shared *shared) {
-    char text[512];
-    struct record record = {text, 0, sizeof text, false};
-    become(run, stdio, shared);
-    failure_record(&record);
-    ssize_t sent = write(stdio.report, record.data, record.length);
-    _exit(sent == (ssize_t)record.length ? 127 : 126);
+void workload_run(const char *data, size_t length) {
+    char *copy = malloc(length + 1);
+    if (work.state != NONE || !copy) {
+        violation("a second RUN");
+        return;
+    }
+    memcpy(copy, data, length);
+    const char *wrong = run_parse(&work.run, copy, length);
+    if (wrong || work.run.guest.wanted > agent.virtual_machine) {
+        char what[128];
+        snprintf(what, sizeof what, "RUN: %.100s", wrong ? wrong : "guest keys outside a VM");
+        violation(what);
+        return;
+    }
+    if (start()) {
+        send_failure();
+        close_workload();
+    }
+}
+
+static bool port_open(const char *path, unsigned port) {
+    FILE *table = fopen(path, "re");
+    char line[256];
+    bool open = false;
+    while (table && !open && fgets(line, sizeof line, table)) {
+        unsigned local, state;
+        open = sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &local, &state) == 2 &&
+               local == port && state == 0x0A;
+    }
+    if (table)
+        fclose(table);
+    return open;
+}
+
+static bool awaits_port(void) {
+    return work.run.listen_port && work.started && !work.listening && work.pid > 0;
+}
+
+/* By the clock, not by the turn: a workload that prints much has many of those.
+ */
+static void check_port(void) {
+    if (stamp(CLOCK_MONOTONIC) - work.port_checked_ns < LISTEN_PERIOD_MS * 1000000u)
+        return;
+    work.port_checked_ns = stamp(CLOCK_MONOTONIC);
+    if (port_open("/proc/net/tcp", work.run.listen_port) ||
+        port_open("/proc/net/tcp6", work.run.listen_port)) {
+        work.listening = true;
+        send_event("listening", stamp(CLOCK_MONOTONIC));
+    }
+}
+
+void workload_signal(int number) {
+    if (work.pid > 0 && work.started)
+        kill(work.pid, number);
+}
+
+void workload_window(unsigned short rows, unsigned short columns) {
+    struct winsize size = {rows, columns, 0, 0};
+    if (work.run.tty && work.streams[0].fd >= 0)
+        ioctl(work.streams[0].fd, TIOCSWINSZ, &size);
+}
+
+void workload_fds(struct pollfd fds[WORKLOAD_FDS]) {
+    bool room = channel_room();
+    fds[0] = (struct pollfd){work.report, POLLIN, 0};
+    fds[1] = (struct pollfd){room ? work.streams[0].fd : -1, POLLIN, 0};
+    fds[2] = (struct pollfd){room ? work.streams[1].fd : -1, POLLIN, 0};
+    bool feeds = work.pending_bytes || work.input_ends;
+    fds[3] = (struct pollfd){feeds ? work.input : -1, POLLOUT, 0};
+}
+
+/* Milliseconds until there is something to do without an event; -1: never. */
+int workload_timeout(void) {
+    bool ships = work.state == SHIPPING || (work.state == DRAINING && work.childless);
+    return ships && channel_room() ? 0 : awaits_port() ? LISTEN_PERIOD_MS : -1;
+}
+
+void workload_turn(const struct pollfd fds[WORKLOAD_FDS]) {
+    if (fds[0].revents && work.report >= 0)
+        exec_result();
+    for (int i = 0; i < 2; i++)
+        if (fds[1 + i].revents)
+            drain(&work.streams[i]);
+    if (fds[3].revents && work.input >= 0)
+        feed_input();
+    if (awaits_port())
+        check_port();
+    ship();
 }

@@ -1,0 +1,118 @@
+"""The agent's frames and stamps as values, and its ERROR as an error (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bench.errors import LaunchFailed
+
+FRAME_MAX = 1 << 20
+STDIN_WINDOW = 1 << 16
+_HEADER = struct.Struct("<B3xI")
+
+
+class Frame(IntEnum):
+    """Frame types of docs/protocol.md."""
+
+    RUN = 1
+    SIGNAL = 2
+    STDIN = 3
+    PING = 4
+    FETCH = 5
+    QUIT = 6
+    WINDOW = 7
+    HELLO = 65
+    EVENT = 66
+    STDOUT = 67
+    STDERR = 68
+    EXIT = 69
+    RECEIPT = 70
+    PONG = 71
+    ERROR = 72
+    FILE = 73
+    FILE_END = 74
+    CREDIT = 75
+
+
+def pack(kind: Frame, payload: bytes) -> bytes:
+    """One frame, ready to send."""
+    return _HEADER.pack(kind, len(payload)) + payload
+
+
+def unpack(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
+    """Take the complete frames out of a buffer.
+
+    Raises:
+        LaunchFailed: what is there is no frame.
+    """
+    start = 0
+    try:
+        while len(buffer) - start >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(buffer, start)
+            if length > FRAME_MAX:
+                raise LaunchFailed("the agent's channel carries something that is no frame")
+            if len(buffer) - start - _HEADER.size < length:
+                return
+            start += _HEADER.size + length
+            yield kind, bytes(buffer[start - length : start])
+    finally:
+        del buffer[:start]
+
+
+@dataclass(frozen=True)
+class ClockMapping:
+    """How the instance's CLOCK_MONOTONIC maps to the host's.
+
+    Attributes:
+        offset_ns: host stamp minus instance stamp.
+        error_ns: half of the best round trip; 0 where the clock is shared.
+        boot_zero_ns: host stamp of the instance's BOOTTIME 0 (the ``kernel`` mark of a
+            VM; of no meaning where the clock is shared).
+    """
+
+    offset_ns: int = 0
+    error_ns: int = 0
+    boot_zero_ns: int = 0
+
+    def host_ns(self, stamp_ns: int) -> int:
+        """The host stamp of an instance stamp."""
+        return stamp_ns + self.offset_ns
+
+
+def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
+    """The agent's ERROR as one line and a hint."""
+    step, message = pairs.get("step", "?"), pairs.get("message", "")
+    number = int(pairs.get("errno", "0"))
+    reason = os.strerror(number)
+    name = argv0 or message
+    if step == "exec" and number == 2 and message == name and "/" not in name:
+        return LaunchFailed(f"{name}: not found in the image's PATH", "check the command's name")
+    if step == "exec" and number == 2:
+        return LaunchFailed(
+            f"{message}: not found in the image, or its interpreter is missing",
+            "check the path, and the loader or first line of the program",
+        )
+    if step == "exec" and number == 13:
+        return LaunchFailed(
+            f"{message}: permission denied: not executable",
+            "give it execute permission in the image, for the user it runs as",
+        )
+    if step == "exec" and number == 8:
+        return LaunchFailed(
+            f"{message}: not a program this CPU runs",
+            "a script needs a #! line; a binary must be for this architecture",
+        )
+    if step == "cwd":
+        return LaunchFailed(
+            f"working directory {message}: {reason}", "check the image's or workload's workdir"
+        )
+    if step == "user":
+        return LaunchFailed(f"cannot become the workload's user ({message}): {reason}")
+    if step == "protocol":
+        return LaunchFailed(f"the agent rejected what it was sent: {message}")
+    subject = f" {message}" if message else ""
+    return LaunchFailed(f"the launch failed at {step}{subject}: {reason}")

@@ -1,0 +1,153 @@
+/* RUN: what the host says about the workload, as a struct. */
+#define _GNU_SOURCE
+#include "frames.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool number(const char *text, int base, uint64_t max, uint64_t *out) {
+    char *end;
+    if (!isxdigit((unsigned char)*text)) /* strtoull would take a sign or spaces */
+        return false;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, base);
+    if (errno || *end || value > max)
+        return false;
+    *out = value;
+    return true;
+}
+
+static bool parse_rlimit(struct run *run, char *value) {
+    char *soft = strchr(value, ':');
+    char *hard = soft ? strchr(soft + 1, ':') : NULL;
+    if (!hard || run->rlimit_count == RLIM_NLIMITS)
+        return false;
+    *soft++ = *hard++ = 0;
+    struct limit *limit = &run->rlimits[run->rlimit_count++];
+    limit->resource = -1;
+    for (int i = 0; i < RLIM_NLIMITS; i++)
+        if (rlimit_names[i] && !strcmp(rlimit_names[i], value))
+            limit->resource = i;
+    uint64_t low = RLIM_INFINITY, high = RLIM_INFINITY;
+    bool valid = (!strcmp(soft, "unlimited") || number(soft, 10, UINT64_MAX, &low)) &&
+                 (!strcmp(hard, "unlimited") || number(hard, 10, UINT64_MAX, &high));
+    limit->value = (struct rlimit){low, high};
+    return valid && limit->resource >= 0;
+}
+
+static bool parse_seccomp(struct run *run, const char *value) {
+    size_t digits = strlen(value);
+    if (run->seccomp || digits == 0 || digits % 16 || digits / 16 > 4096)
+        return false;
+    unsigned char *program = run->seccomp = malloc(digits / 2);
+    if (!program)
+        return false;
+    for (size_t i = 0; i < digits / 2; i++) {
+        char pair[3] = {value[2 * i], value[2 * i + 1], 0};
+        uint64_t byte;
+        if (!number(pair, 16, 255, &byte))
+            return false;
+        program[i] = (unsigned char)byte;
+    }
+    run->seccomp_bytes = digits / 2;
+    return true;
+}
+
+/* One key of RUN. False when the value is none; `known` false when the key is
+ * none. */
+static bool parse_pair(struct run *run, const char *key, char *value, bool *known) {
+    uint64_t n = 0;
+    struct guest *guest = &run->guest;
+    struct {
+        const char *key;
+        const char **text;
+    } const texts[] = {
+        {"cwd", &run->cwd},
+        {"hostname", &run->hostname},
+        {"guest.root", &guest->root},
+        {"guest.scratch", &guest->scratch},
+        {"guest.address", &guest->address},
+        {"guest.neighbour", &guest->neighbour},
+    };
+    struct {
+        const char *key;
+        uint64_t *number;
+    } const numbers[] = {
+        {"output_limit", &run->output_limit},
+        {"guest.writable_bytes", &guest->writable_bytes},
+        {"guest.writable_inodes", &guest->writable_inodes},
+        {"guest.shm_bytes", &guest->shm_bytes},
+        {"guest.pids", &guest->pids},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (!strcmp(key, texts[i].key))
+            return (*texts[i].text = value), true;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!strcmp(key, numbers[i].key))
+            return number(value, 10, UINT64_MAX, numbers[i].number);
+#define CHOICE(name, field, no, yes)                                                               \
+    if (!strcmp(key, name))                                                                        \
+    return run->field = !strcmp(value, yes), run->field || !strcmp(value, no)
+    CHOICE("output", stream, "spool", "stream");
+    CHOICE("stdin", stdin_stream, "null", "stream");
+    CHOICE("receipt", digest, "cheap", "digest");
+    CHOICE("tty", tty, "0", "1");
+    CHOICE("no_new_privs", no_new_privs, "0", "1");
+#undef CHOICE
+    if (!strcmp(key, "uid"))
+        return number(value, 10, UINT32_MAX - 1, &n) && (run->uid = (uid_t)n, true);
+    if (!strcmp(key, "gid"))
+        return number(value, 10, UINT32_MAX - 1, &n) && (run->gid = (gid_t)n, true);
+    if (!strcmp(key, "group"))
+        return number(value, 10, UINT32_MAX - 1, &n) && run->group_count < GROUPS_MAX &&
+               (run->groups[run->group_count++] = (gid_t)n, true);
+    if (!strcmp(key, "umask"))
+        return number(value, 8, 0777, &n) && (run->umask = (mode_t)n, true);
+    if (!strcmp(key, "listen_port"))
+        return number(value, 10, 65535, &n) && (run->listen_port = (unsigned)n, true);
+    if (!strcmp(key, "caps"))
+        return run->has_caps = number(value, 16, UINT64_MAX, &run->caps);
+    if (!strcmp(key, "rlimit"))
+        return parse_rlimit(run, value);
+    if (!strcmp(key, "seccomp"))
+        return parse_seccomp(run, value);
+    *known = false;
+    return true;
+}
+
+/* Fill `run` from a record that is valid; the result is NULL or what is wrong
+ * with it. */
+const char *run_parse(struct run *run, char *data, size_t length) {
+    size_t parts = 0, args = 0, envs = 0, modules = 0;
+    for (size_t i = 0; i < length; i++)
+        parts += data[i] == 0;
+    *run = (struct run){.cwd = "/", .umask = 022, .output_limit = UINT64_MAX};
+    run->argv = calloc(parts + 1, sizeof *run->argv);
+    run->env = calloc(parts + 1, sizeof *run->env);
+    run->guest.modules = calloc(parts + 1, sizeof *run->guest.modules);
+    if (!run->argv || !run->env || !run->guest.modules)
+        return "out of memory";
+    for (char *key = data; key < data + length;) {
+        char *value = strchr(key, '=');
+        *value++ = 0;
+        char *next = value + strlen(value) + 1;
+        bool known = true;
+        if (!strncmp(key, "guest.", 6))
+            run->guest.wanted = true;
+        if (!strcmp(key, "arg"))
+            run->argv[args++] = value;
+        else if (!strcmp(key, "env"))
+            run->env[envs++] = value;
+        else if (!strcmp(key, "guest.module"))
+            run->guest.modules[modules++] = value;
+        else if (!parse_pair(run, key, value, &known) || !known)
+            return key;
+        key = next;
+    }
+    run->stream |= run->tty; /* a terminal that answers after the exit is none */
+    if (run->cwd[0] != '/')
+        return "cwd";
+    return args ? NULL : "arg";
+}
