@@ -1,0 +1,427 @@
+"""A run, checked and read, becomes a RunReport: every number and every sentence of it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bench import arms as bench_arms
+from bench import host as bench_host
+from bench.model import Accelerator, Event, Outcome
+from bench.numbers import RATIO_UNIT, format_p, format_percent, format_value
+from bench.stats.family import compare_family, order_findings
+from bench.stats.pairs import PairedSeries
+from bench.stats.sentences import effect_text, sentence
+from bench.stats.verdict import Comparison as Compared
+from bench.stats.verdict import Verdict
+from reports import model, wording
+from reports.data import Run
+from reports.series import Group, Values, effect, other_scale, paired, summary, thinned
+
+DRAWN = ("startup_ready", "startup_started", "work_per_cpu_second")
+"""Metrics whose distributions a chart shows."""
+
+DRAWN_POINTS = 400
+"""Most points of one curve; a picture cannot show more. Numbers always use every value."""
+
+PHASES = (
+    Event.ACCEPTED, Event.SPAWNED, Event.KERNEL, Event.INIT, Event.STARTED, Event.LISTENING,
+    Event.READY,
+)  # fmt: skip
+
+ARM_ORDER = {"process": 0, "container": 1, "vm": 3}
+ARM_STYLES = {"vm": 0, "container": 1, "process": 2}
+SHOWN_FAILURES = 100
+
+
+def analyse(run: Run) -> model.RunReport:
+    """Everything a report says about one run."""
+    plan = run.record["plan"]
+    judge_emulated = bool(plan.get("judge_emulated"))
+    arms = _arms(run)
+    values = Values(run, arms)
+    labels = {arm.name: arm.label for arm in arms}
+    pairs = _pairs(run, arms)
+    primary = _primary_pair(run, arms, judge_emulated=judge_emulated)
+    rows = list(paired(values, primary, judge_emulated=judge_emulated))
+    series = [one for _, one, _ in rows]
+    compared = compare_family(series, plan["alpha"])
+    comparisons = tuple(
+        _comparison(run, values, *one, result) for one, result in zip(rows, compared, strict=True)
+    )
+    counts = _counts(run)
+    findings = wording.findings(
+        run,
+        counts,
+        order_findings([one for one in series if one.primary]),
+    )
+    headlines = _headlines(run, comparisons, compared)
+    banner_head, banner = wording.banner(arms)
+    return model.RunReport(
+        id=run.record["id"],
+        created=run.record["created"],
+        ended=run.record["ended"],
+        seed=str(run.record.get("seed", plan.get("seed", ""))),
+        version=run.record["hvct_version"],
+        command=run.record["command"],
+        digests=run.digests,
+        plan={
+            "name": str(plan.get("name", "")),
+            "experiment": str(plan.get("experiment", "")),
+            "blocks": plan["blocks"],
+            "alpha": plan["alpha"],
+            "primary": plan["primary"],
+            "margins": plan["margins"],
+            "primary_pair": [labels[name] for name in primary or ()],
+        },
+        host=run.record["host"],
+        host_line=_host_line(run.record["host"]),
+        images=run.record["images"],
+        arms=arms,
+        pairs=pairs,
+        workloads=tuple(wording.workload(item) for item in plan["workloads"]),
+        metrics=_metrics(values),
+        families=_families(values),
+        banner_head=banner_head,
+        banner=banner,
+        judged_emulation=judge_emulated and any(arm.emulated for arm in arms),
+        family_size=max((one.family_size for one in compared), default=0),
+        answers=wording.answers(run, arms, pairs, comparisons, findings, counts, labels, primary),
+        headlines=headlines,
+        comparisons=comparisons,
+        summaries=tuple(
+            summary(values, group, arm.name)
+            for group in values.groups
+            for arm in arms
+            if values.applies(group, arm.name)
+        ),
+        distributions=tuple(_distributions(values)),
+        phases=tuple(_phases(run, arms)),
+        counts=counts,
+        outcomes=_outcomes(run, arms),
+        failures=_failures(run, labels),
+        disturbances=tuple(_readings(run, arms)),
+        identity=wording.identity(run, labels),
+        fairness=tuple((wording.words(k), str(v)) for k, v in plan["fairness"].items()),
+        findings=findings,
+        descriptions=run.record["descriptions"],
+        resolution_s=dict(sorted(run.resolution_s.items())),
+    )
+
+
+def _arms(run: Run) -> tuple[model.Arm, ...]:
+    """The arms in the order of the tables: bare process first, virtual machines last."""
+    versions: dict[str, str] = {}
+    probed: dict[str, Mapping[str, Any]] = {}
+    for capability in run.record["capabilities"]:
+        versions[str(capability.get("backend"))] = str(capability.get("version") or "")
+        accelerator = capability.get("accelerator")
+        if isinstance(accelerator, dict):
+            probed[str(capability.get("backend"))] = accelerator
+    names = run.record["plan"]["arms"]
+    arms = []
+    taken: set[int] = set()
+    for name in names:
+        known = bench_arms.ARMS.get(name)
+        backend = known.backend if known else name.partition(":")[0]
+        seen = run.trials[run.trials["arm"] == name][["kind", "reason", "nested"]]
+        kinds = {
+            Accelerator(row.kind, row.reason, bool(row.nested))
+            for row in seen.drop_duplicates().itertuples()
+            if row.kind != "none"
+        }
+        if not kinds and (about := probed.get(backend)) and about.get("kind") in {"kvm", "tcg"}:
+            kinds = {
+                Accelerator(
+                    str(about["kind"]), str(about.get("reason") or ""), bool(about.get("nested"))
+                )
+            }
+        labels = sorted({accelerator.label for accelerator in kinds})
+        reasons = sorted({accelerator.reason for accelerator in kinds if accelerator.reason})
+        place = ARM_STYLES.get(name, -1)
+        if place < 0:
+            place = next(n for n in range(3, 64) if n not in taken)
+        taken.add(place)
+        arms.append(
+            model.Arm(
+                name=name,
+                label=f"{name} ({' and '.join(labels)})" if labels else name,
+                title=known.title if known else name,
+                kind=" and ".join(sorted({a.kind for a in kinds})) or "none",
+                reason="; ".join(reasons),
+                emulated=any(accelerator.emulated for accelerator in kinds),
+                version=versions.get(backend, ""),
+                style=place,
+            )
+        )
+    return tuple(sorted(arms, key=lambda arm: ARM_ORDER.get(arm.name.partition(":")[0], 2)))
+
+
+def _pairs(run: Run, arms: Sequence[model.Arm]) -> tuple[tuple[str, str, str], ...]:
+    """(arm, baseline, label) in the order of the tables' columns."""
+    labels = {arm.name: arm.label for arm in arms}
+    order = [arm.name for arm in arms]
+    pairs = sorted(run.pairs, key=lambda pair: (order.index(pair[0]), order.index(pair[1])))
+    return tuple((arm, base, f"{labels[arm]} ÷ {labels[base]}") for arm, base in pairs)
+
+
+def _primary_pair(
+    run: Run, arms: Sequence[model.Arm], *, judge_emulated: bool
+) -> tuple[str, str] | None:
+    """vm ÷ container; where the VM is emulated, container ÷ process; else what there is."""
+    emulated = {arm.name for arm in arms if arm.emulated and not judge_emulated}
+    fit = [pair for pair in run.pairs if not emulated & set(pair)]
+
+    def rank(pair: tuple[str, str]) -> int:
+        if pair == ("vm", "container"):
+            return 0
+        if pair[0].startswith("vm"):
+            return 1
+        return 2 if pair[1] == "process" else 3
+
+    return min(fit, key=rank, default=None)
+
+
+def _comparison(
+    run: Run,
+    values: Values,
+    group: Group,
+    series: PairedSeries,
+    names: tuple[str, str],
+    result: Compared,
+) -> model.Comparison:
+    title = f"{series.title}, {_workload_title(run, group.workload)}"
+    described = result.verdict is Verdict.NO_VERDICT and result.reason.startswith("descriptive")
+    size = None
+    if result.estimate is not None:
+        size = effect(
+            series.scale, result.estimate, result.low, result.high, effect_text(result)
+        )
+    ratio = series.scale.value == "ratio"
+    return model.Comparison(
+        id=f"{group.metric}/{group.workload}/{names[0]}/{names[1]}",
+        metric=group.metric,
+        workload=group.workload,
+        arm=names[0],
+        baseline=names[1],
+        title=title,
+        pair=f"{series.arm} ÷ {series.baseline}",
+        family=str(values.definition(group.metric).get("family", "")),
+        effect=size,
+        other=other_scale(series),
+        margin_text=format_percent(series.margin)
+        if ratio
+        else format_value(series.margin, series.unit),
+        verdict=result.verdict.value,
+        verdict_text="described" if described else result.verdict.value,
+        reason="" if described or _obvious(result) else result.reason,
+        n=result.n_pairs,
+        planned=max(run.record["plan"]["blocks"], result.n_blocks),
+        needed=result.needed_n,
+        failed=result.n_failed_arm + result.n_failed_baseline,
+        timeouts=result.n_timeouts,
+        p=result.p_value,
+        p_adjusted=result.p_adjusted,
+        p_text="" if result.p_adjusted is None else format_p(result.p_adjusted),
+        failure_p=result.failure_p,
+        primary=series.primary,
+        judged=result.verdict.judged,
+        sentence=_sentence(result),
+    )
+
+
+def _obvious(result: Compared) -> bool:
+    """Whether the verdict's own word already says its reason."""
+    return result.verdict in {Verdict.DIFFERENT, Verdict.EQUIVALENT, Verdict.EMULATED}
+
+
+def _sentence(result: Compared) -> str:
+    """The sentence about a comparison, capitalised and ended."""
+    text = sentence(result).replace(" as as a ", " as a ")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _workload_title(run: Run, name: str) -> str:
+    for item in run.record["plan"]["workloads"]:
+        if item["name"] == name:
+            return str(item["title"])
+    return name
+
+
+def _headlines(
+    run: Run, comparisons: Sequence[model.Comparison], compared: Sequence[Compared]
+) -> tuple[model.Headline, ...]:
+    """Sentences about the primary family, then one per primary metric of every other pair."""
+    order = {tuple(entry): n for n, entry in enumerate(run.record["plan"]["primary"])}
+    family = [row for row in comparisons if row.primary]
+    family.sort(key=lambda row: order[(row.metric, row.workload)])
+    others: dict[tuple[str, str], model.Comparison] = {}
+    for row in comparisons:
+        if not row.primary and (row.metric, row.workload) in order and row.effect is not None:
+            key = (row.metric, row.pair)
+            if key not in others or order[(row.metric, row.workload)] < order[
+                (others[key].metric, others[key].workload)
+            ]:
+                others[key] = row
+    rest = sorted(others.values(), key=lambda row: order[(row.metric, row.workload)])
+    return tuple(
+        model.Headline(row.id, row.verdict, row.primary, wording.short(row.sentence))
+        for row in (*family, *rest)
+    )
+
+
+def _metrics(values: Values) -> tuple[model.Metric, ...]:
+    used = {group.metric for group in values.groups}
+    made = []
+    for name, about in values.run.record["metrics"].items():
+        if name not in used:
+            continue
+        ratio = about["scale"] == "ratio"
+        margin = values.margin(name)
+        resolution = float(about.get("resolution") or 0.0)
+        made.append(
+            model.Metric(
+                name=name,
+                title=str(about.get("title") or name),
+                unit=about["unit"],
+                scale=about["scale"],
+                better=about["better"],
+                family=str(about.get("family") or "other"),
+                definition=str(about.get("definition") or ""),
+                margin=margin,
+                margin_text=format_percent(margin) if ratio else format_value(
+                    margin, about["unit"]
+                ),
+                resolution_text=format_value(resolution, about["unit"]) if resolution else "",
+            )
+        )
+    return tuple(made)
+
+
+def _families(values: Values) -> tuple[tuple[str, str], ...]:
+    names = dict.fromkeys(metric.family for metric in _metrics(values))
+    return tuple((name, wording.family_title(name)) for name in names)
+
+
+def _distributions(values: Values) -> list[model.Distribution]:
+    found = []
+    for group in values.groups:
+        if group.metric not in DRAWN:
+            continue
+        for arm in values.arms:
+            own = group.values.get(arm.name, {})
+            if not own and not values.own(group, arm.name):
+                continue
+            blocks = sorted(own)
+            picked = thinned(blocks, DRAWN_POINTS)
+            found.append(
+                model.Distribution(
+                    metric=group.metric,
+                    workload=group.workload,
+                    arm=arm.name,
+                    n=len(own),
+                    censored=len(values.own(group, arm.name)) - len(own),
+                    values=thinned(sorted(own.values()), DRAWN_POINTS),
+                    order=tuple((int(block), own[int(block)]) for block in picked),
+                )
+            )
+    return found
+
+
+def _phases(run: Run, arms: Sequence[model.Arm]) -> list[model.Phase]:
+    """Median time of each event up to ready over the trials that ended well."""
+    good = run.trials.index[run.trials["outcome"] == Outcome.OK.value]
+    events = [event.value for event in PHASES]
+    marks = run.marks[run.marks["event"].isin(events) & run.marks["trial"].isin(good)]
+    marks = marks.join(run.trials[["arm", "workload"]], on="trial")
+    table: pd.DataFrame = marks.groupby(["workload", "arm", "event"], observed=True)["at_s"].agg(
+        ["median", "count"]
+    )
+    phases = []
+    for item in run.record["plan"]["workloads"]:
+        for arm in arms:
+            before = 0.0
+            for event in events:
+                if (item["name"], arm.name, event) not in table.index:
+                    continue
+                at_s, n = table.loc[(item["name"], arm.name, event)]
+                # Medians of different events may cross by a hair; a phase is never negative.
+                length = max(0.0, float(at_s) - before)
+                before = max(before, float(at_s))
+                phases.append(
+                    model.Phase(
+                        item["name"], arm.name, event, int(n), float(at_s), length,
+                        format_value(float(at_s), "s"), format_value(length, "s"),
+                    )
+                )  # fmt: skip
+    return phases
+
+
+def _counts(run: Run) -> dict[str, int]:
+    plan = run.record["plan"]
+    outcomes = run.trials["outcome"].value_counts()
+    return {
+        "planned": plan["blocks"] * len(plan["arms"]) * len(plan["workloads"]),
+        "blocks_planned": plan["blocks"],
+        "blocks": int(run.trials["block"].nunique()),
+        "trials": len(run.trials),
+        **{outcome.value: int(outcomes.get(outcome.value, 0)) for outcome in Outcome},
+        "excluded": run.excluded,
+        "damaged_lines": run.damaged_lines,
+    }
+
+
+def _outcomes(run: Run, arms: Sequence[model.Arm]) -> tuple[dict[str, Any], ...]:
+    table = run.trials.groupby(["arm", "outcome"]).size()
+    return tuple(
+        {
+            "arm": arm.name,
+            "label": arm.label,
+            **{o.value: int(table.get((arm.name, o.value), 0)) for o in Outcome},
+        }
+        for arm in arms
+    )
+
+
+def _failures(run: Run, labels: Mapping[str, str]) -> tuple[model.Failure, ...]:
+    bad = run.trials[run.trials["outcome"] != Outcome.OK.value]
+    return tuple(
+        model.Failure(
+            int(row.block), int(row.position), labels[row.arm], row.workload, row.outcome,
+            row.error or "no reason was stored",
+        )
+        for row in bad.itertuples()
+    )  # fmt: skip
+
+
+def _readings(run: Run, arms: Sequence[model.Arm]) -> list[model.Reading]:
+    joined = run.disturbances.join(run.trials["arm"], on="trial")
+    table = joined.groupby(["name", "arm"], observed=True)["value"].agg(["median", "max", "count"])
+    names = dict.fromkeys(run.disturbances["name"].cat.categories)
+    found = []
+    for name in sorted(names, key=wording.reading_order):
+        unit, title = wording.reading(name)
+        for arm in arms:
+            if (name, arm.name) not in table.index:
+                continue
+            middle, top, n = (float(x) for x in table.loc[(name, arm.name)])
+            found.append(
+                model.Reading(
+                    name, title, arm.name, int(n), middle, top,
+                    f"{format_value(middle, unit)} (most {format_value(top, unit)})",
+                )
+            )  # fmt: skip
+    return found
+
+
+def _host_line(host: Mapping[str, Any]) -> str:
+    if not host:
+        return "unknown host"
+    return bench_host.summary_line(dict(host))
+
+

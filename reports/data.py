@@ -1,0 +1,277 @@
+"""A run directory as tidy frames, checked: what every later step may rely on.
+
+A run directory comes from outside (another host, an editor, a disk that was full), so
+everything that is used is checked here and nothing is checked again later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench import arms as bench_arms
+from bench.errors import BadInput, oserror
+from bench.identity import PairIdentity, compare
+from bench.model import Outcome
+from bench.store import RUN_FILE, TRIALS_FILE, load
+
+HINT = "the file was changed by hand or damaged; restore it from a copy"
+OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+TEXT_LIMIT = 2000
+"""Characters of one stored text (an error, a reason) that a report repeats."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read back.
+
+    Attributes:
+        record: the contents of ``run.json``.
+        trials: one row per trial: ``block``, ``position``, ``arm``, ``workload``,
+            ``outcome``, ``error``, ``kind``, ``reason``, ``nested``, ``wall_time``,
+            in the order they ran.
+        samples: one row per number: ``trial`` (row of `trials`), ``metric``, ``value``.
+        marks: one row per event: ``trial``, ``event``, ``at_s`` since requested.
+        disturbances: one row per reading: ``trial``, ``name``, ``value``.
+        resolution_s: per event, the largest error of its stamp.
+        pairs: (arm, baseline) as they are compared.
+        identity: what comparing the receipts of each pair found.
+        excluded: trials of blocks that were cut short.
+        damaged_lines: lines of the trials file that could not be read.
+        digests: SHA-256 of the files everything here was read from.
+    """
+
+    record: dict[str, Any]
+    trials: pd.DataFrame
+    samples: pd.DataFrame
+    marks: pd.DataFrame
+    disturbances: pd.DataFrame
+    resolution_s: dict[str, float]
+    pairs: list[tuple[str, str]]
+    identity: list[PairIdentity]
+    excluded: int
+    damaged_lines: int
+    digests: dict[str, str]
+
+
+def read(directory: Path) -> Run:
+    """Read and check one run directory.
+
+    Raises:
+        BadInput: it is no run directory, or something in it cannot be what hvct wrote.
+    """
+    stored = load(directory)
+    try:
+        record = _checked_record(stored.run)
+        frames = _frames(record, stored.trials)
+        pairs, identity = _identity(record, stored.trials)
+    except _Wrong as wrong:
+        raise BadInput(f"{directory}: {wrong}", HINT) from wrong
+    return Run(
+        record=record,
+        **frames,
+        pairs=pairs,
+        identity=identity,
+        excluded=len(stored.excluded),
+        damaged_lines=stored.damaged_lines,
+        digests={name: _digest(directory / name) for name in (RUN_FILE, TRIALS_FILE)},
+    )
+
+
+class _Wrong(Exception):
+    """Where a run directory is not what it should be."""
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise BadInput(oserror("read", path, error).message, "check its permissions") from error
+
+
+_TYPES: dict[type, str] = {dict: "a table", list: "a list", str: "a text", float: "a number"}
+
+
+def _is(value: Any, kind: type, where: str) -> Any:
+    good = isinstance(value, kind)
+    if kind is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        try:
+            good = good and math.isfinite(value)
+        except OverflowError:
+            good = False
+    if not good:
+        shown = repr(value)
+        raise _Wrong(f"{where} is {shown[:60]}, not {_TYPES[kind]}")
+    return value
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    return [_is(item, str, f"{where}[{n}]") for n, item in enumerate(_is(value, list, where))]
+
+
+def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json with every part a report reads present and of the right type."""
+    record: dict[str, Any] = dict(run)
+    plan: dict[str, Any] = dict(_is(run["plan"], dict, "run.json: plan"))
+    record["plan"] = plan
+    for name, empty in (
+        ("metrics", {}),
+        ("images", {}),
+        ("host", {}),
+        ("identity", {}),
+        ("descriptions", {}),
+        ("capabilities", []),
+        ("findings", []),
+        ("receipts", []),
+    ):
+        value = record.get(name)
+        record[name] = _is(empty if value is None else value, type(empty), f"run.json: {name}")
+    for name in ("id", "created", "ended", "command", "hvct_version"):
+        value = record.get(name)
+        record[name] = "" if value is None else str(value)
+    arms = _texts(plan["arms"], "run.json: plan.arms")
+    if not arms:
+        raise _Wrong("run.json: plan.arms is empty")
+    workloads = []
+    for n, item in enumerate(plan["workloads"]):
+        item = _is(item, dict, f"run.json: plan.workloads[{n}]")
+        name = _is(item.get("name"), str, f"run.json: plan.workloads[{n}].name")
+        workloads.append({**item, "name": name, "title": str(item.get("title") or name)})
+    plan["workloads"] = workloads
+    plan["blocks"] = int(_is(plan.get("blocks", 0), float, "run.json: plan.blocks"))
+    plan["alpha"] = _is(plan.get("alpha", 0.05), float, "run.json: plan.alpha")
+    if not 0 < plan["alpha"] < 1:
+        raise _Wrong(f"run.json: plan.alpha is {plan['alpha']}, not between 0 and 1")
+    plan["margins"] = _is(plan.get("margins") or {}, dict, "run.json: plan.margins")
+    for name, value in plan["margins"].items():
+        _is(value, float, f"run.json: plan.margins.{name}")
+    plan["fairness"] = _is(plan.get("fairness") or {}, dict, "run.json: plan.fairness")
+    primary = _is(plan.get("primary") or [], list, "run.json: plan.primary")
+    for n, entry in enumerate(primary):
+        if len(_texts(entry, f"run.json: plan.primary[{n}]")) != 2:
+            raise _Wrong(f"run.json: plan.primary[{n}] is no pair of metric and workload")
+    plan["primary"] = primary
+    for name, metric in record["metrics"].items():
+        where = f"run.json: metrics.{name}"
+        _is(metric, dict, where)
+        for key in ("unit", "scale", "better"):
+            _is(metric.get(key), str, f"{where}.{key}")
+        for key in ("margin", "resolution"):
+            if metric.get(key) is not None:
+                _is(metric[key], float, f"{where}.{key}")
+        if metric["scale"] not in {"ratio", "difference"}:
+            raise _Wrong(f"{where}.scale is {metric['scale']!r}")
+    for n, finding in enumerate(record["findings"]):
+        _is(finding, dict, f"run.json: findings[{n}]")
+    for n, capability in enumerate(record["capabilities"]):
+        _is(capability, dict, f"run.json: capabilities[{n}]")
+    return record
+
+
+def _identity(
+    record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
+) -> tuple[list[tuple[str, str]], list[PairIdentity]]:
+    """Compare the stored receipts again: the verdict on identity is never taken on trust."""
+    names = record["plan"]["arms"]
+    try:
+        pairs = bench_arms.pairs(names)
+    except KeyError as error:
+        raise _Wrong(f"run.json: plan.arms names an arm this version has not: {error}") from error
+    for n, item in enumerate(record["receipts"]):
+        _is(item, dict, f"run.json: receipts[{n}]")
+        for key, kind in (("arm", str), ("workload", str), ("receipt", dict)):
+            _is(item.get(key), kind, f"run.json: receipts[{n}].{key}")
+    security = {item["name"]: str(item.get("security")) for item in record["plan"]["workloads"]}
+    plain = [
+        {**trial, "receipt": _is(trial.get("receipt") or {}, dict, "trials.jsonl: receipt")}
+        for trial in trials
+    ]
+    return pairs, compare(plain, record["receipts"], pairs, security)
+
+
+def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The trials as columns: a list per column, one frame at the end (fast for 100,000)."""
+    arms = set(record["plan"]["arms"])
+    workloads = {item["name"] for item in record["plan"]["workloads"]}
+    heads: list[tuple[Any, ...]] = []
+    samples: tuple[list[int], list[str], list[float]] = ([], [], [])
+    marks: tuple[list[int], list[str], list[float]] = ([], [], [])
+    readings: tuple[list[int], list[str], list[float]] = ([], [], [])
+    resolution: dict[str, float] = {}
+    ordered = sorted(trials, key=lambda item: (item["block"], _position(item)))
+    for number, trial in enumerate(ordered):
+        where = (
+            f"trials.jsonl: block {trial['block']}, {trial['arm']!s:.40}, "
+            f"{trial['workload']!s:.40}"
+        )
+        if trial["arm"] not in arms:
+            raise _Wrong(f"{where}: the plan has no such arm")
+        if trial["workload"] not in workloads:
+            raise _Wrong(f"{where}: the plan has no such workload")
+        if trial["outcome"] not in OUTCOMES:
+            raise _Wrong(f"{where}: {trial['outcome']!r:.40} is no outcome")
+        accelerator = _is(trial.get("accelerator") or {}, dict, f"{where}: accelerator")
+        heads.append(
+            (
+                int(trial["block"]),
+                _position(trial),
+                trial["arm"],
+                trial["workload"],
+                trial["outcome"],
+                str(trial.get("error") or "")[:TEXT_LIMIT],
+                str(accelerator.get("kind") or "none"),
+                str(accelerator.get("reason") or "")[:TEXT_LIMIT],
+                bool(accelerator.get("nested")),
+                str(trial.get("wall_time") or ""),
+            )
+        )
+        for sample in _is(trial.get("samples") or [], list, f"{where}: samples"):
+            _is(sample, dict, f"{where}: sample")
+            metric = _is(sample.get("metric"), str, f"{where}: sample's metric")
+            samples[0].append(number)
+            samples[1].append(metric)
+            samples[2].append(_is(sample.get("value"), float, f"{where}: {metric}"))
+        for column, key in ((marks, "timeline"), (readings, "disturbances")):
+            for name, value in _is(trial.get(key) or {}, dict, f"{where}: {key}").items():
+                column[0].append(number)
+                column[1].append(name)
+                column[2].append(_is(value, float, f"{where}: {key}.{name}"))
+        for event, error_s in _is(trial.get("resolution") or {}, dict, where).items():
+            error_s = _is(error_s, float, f"{where}: resolution.{event}")
+            resolution[event] = max(resolution.get(event, 0.0), error_s)
+    columns = ["block", "position", "arm", "workload", "outcome", "error", "kind", "reason",
+               "nested", "wall_time"]  # fmt: skip
+    return {
+        "trials": pd.DataFrame(heads, columns=columns),
+        "samples": _frame(samples, ("trial", "metric", "value")),
+        "marks": _frame(marks, ("trial", "event", "at_s")),
+        "disturbances": _frame(readings, ("trial", "name", "value")),
+        "resolution_s": resolution,
+    }
+
+
+def _position(trial: Mapping[str, Any]) -> int:
+    value = trial.get("position", 0)
+    return value if isinstance(value, int) else 0
+
+
+def _frame(
+    columns: tuple[list[int], list[str], list[float]], names: tuple[str, str, str]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            names[0]: pd.Series(columns[0], dtype="int64"),
+            names[1]: pd.Series(columns[1], dtype="str").astype("category"),
+            names[2]: pd.Series(columns[2], dtype="float64"),
+        }
+    )

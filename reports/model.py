@@ -1,0 +1,268 @@
+"""What a report says, as plain data: the one set of numbers behind every format.
+
+Every printed figure carries its exact value and the text that is printed, so that HTML,
+PDF, JSON and the terminal cannot differ. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 1  # of report.json; 1: first version
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm as the report names it; `label` carries the accelerator."""
+
+    name: str
+    label: str
+    title: str
+    kind: str
+    reason: str
+    emulated: bool
+    version: str
+    style: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One workload in a line."""
+
+    name: str
+    title: str
+    image: str
+    command: str
+    ready: str
+    until: str
+    limits: str
+    network: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means, and the margin its verdicts use."""
+
+    name: str
+    title: str
+    unit: str
+    scale: str
+    better: str
+    family: str
+    definition: str
+    margin: float | None
+    margin_text: str
+    resolution_text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One arm's values of one metric and workload; None where nothing was measured.
+
+    `low` and `high` are the order-statistic interval of the median (at least 95 %),
+    None where n is too small for one.
+    """
+
+    metric: str
+    workload: str
+    arm: str
+    n: int
+    failed: int
+    timeout: int
+    refused: int
+    median: float | None
+    low: float | None
+    high: float | None
+    minimum: float | None
+    maximum: float | None
+    text: str
+    interval_text: str
+    range_text: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimate with its interval on one scale, and as printed."""
+
+    scale: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against one baseline: effect on the metric's scale, on the other, verdict.
+
+    `effect` is None when nothing can be said about its size; its numbers are None where
+    they are not finite (the text says what is known). `needed` is the number of blocks
+    an undecided comparison would need.
+    """
+
+    id: str
+    metric: str
+    workload: str
+    arm: str
+    baseline: str
+    title: str
+    pair: str
+    family: str
+    effect: Effect | None
+    other: Effect | None
+    margin_text: str
+    verdict: str
+    verdict_text: str
+    reason: str
+    n: int
+    planned: int
+    needed: int | None
+    failed: int
+    timeouts: int
+    p: float | None
+    p_adjusted: float | None
+    p_text: str
+    failure_p: float | None
+    primary: bool
+    judged: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values of one arm for drawing, in run order; thinned to what a picture can show.
+
+    `values` are sorted quantiles (all values where there are few), `order` pairs of
+    block and value in the order they ran.
+    """
+
+    metric: str
+    workload: str
+    arm: str
+    n: int
+    censored: int
+    values: tuple[float, ...]
+    order: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Median time of one event since the request, and of the phase that ends with it."""
+
+    workload: str
+    arm: str
+    event: str
+    n: int
+    at_s: float
+    length_s: float
+    at_text: str
+    length_text: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that did not end well."""
+
+    block: int
+    position: int
+    arm: str
+    workload: str
+    outcome: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A disturbance as seen during one arm's trials."""
+
+    name: str
+    title: str
+    arm: str
+    n: int
+    median: float
+    maximum: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of the questions that the first page answers."""
+
+    question: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A sentence about one comparison."""
+
+    comparison: str
+    verdict: str
+    primary: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything a report says about one run."""
+
+    id: str
+    created: str
+    ended: str
+    seed: str
+    version: str
+    command: str
+    digests: dict[str, str]
+    plan: dict[str, Any]
+    host: dict[str, Any]
+    host_line: str
+    images: dict[str, Any]
+    arms: tuple[Arm, ...]
+    pairs: tuple[tuple[str, str, str], ...]
+    workloads: tuple[Workload, ...]
+    metrics: tuple[Metric, ...]
+    families: tuple[tuple[str, str], ...]
+    banner_head: str
+    banner: str
+    judged_emulation: bool
+    family_size: int
+    answers: tuple[Answer, ...]
+    headlines: tuple[Headline, ...]
+    comparisons: tuple[Comparison, ...]
+    summaries: tuple[Summary, ...]
+    distributions: tuple[Distribution, ...]
+    phases: tuple[Phase, ...]
+    counts: dict[str, int]
+    outcomes: tuple[dict[str, Any], ...]
+    failures: tuple[Failure, ...]
+    disturbances: tuple[Reading, ...]
+    identity: dict[str, Any]
+    fairness: tuple[tuple[str, str], ...]
+    findings: tuple[dict[str, str], ...]
+    descriptions: dict[str, Any]
+    resolution_s: dict[str, float]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def workload(self, name: str) -> Workload:
+        """The workload of this name."""
+        return next(item for item in self.workloads if item.name == name)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The whole report: one run, or several side by side."""
+
+    title: str
+    runs: tuple[RunReport, ...]
+    method: tuple[tuple[str, str], ...]
+    glossary: tuple[tuple[str, str], ...]
+    format: int = FORMAT
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values; `format` first."""
+        return {"format": self.format, **dataclasses.asdict(self)}

@@ -1,0 +1,149 @@
+"""Reports from stored runs: the only module the command line calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import BadInput, HvctError, oserror
+from reports import export
+from reports.analysis import analyse
+from reports.data import Run, read
+from reports.method import GLOSSARY, METHOD
+from reports.model import ReportData
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMATS = {
+    "html": "report.html",
+    "pdf": "report.pdf",
+    "json": "report.json",
+    "csv": "samples.csv",
+    "parquet": "samples.parquet",
+}
+
+
+def build(
+    run_dirs: Sequence[Path],
+    formats: Sequence[str] = ("html", "pdf", "json", "csv"),
+    into: Path | None = None,
+) -> dict[str, Path]:
+    """Write reports about stored runs, each file whole or not at all.
+
+    Args:
+        run_dirs: one run, or several to stand side by side.
+        formats: any of `FORMATS`.
+        into: where to write; None: beside a single run's data, or for several runs into a
+            new folder beside the first.
+
+    Returns:
+        The file written for each format.
+
+    Raises:
+        BadInput: a directory is no run, is damaged, or a format is unknown.
+        HvctError: a file could not be written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise BadInput(f"there is no format {name!r}", f"choose from {', '.join(FORMATS)}")
+    runs = _read(run_dirs)
+    folder = into or _folder(run_dirs, runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise oserror("mkdir", folder, error) from error
+    makers = _makers(runs)
+    written = {}
+    for name in formats:
+        written[name] = folder / FORMATS[name]
+        _write(written[name], makers[name])
+    return written
+
+
+def as_json(run_dirs: Sequence[Path]) -> str:
+    """The report's numbers as JSON text.
+
+    Raises:
+        BadInput: see `build`.
+    """
+    return export.as_json(_data(_read(run_dirs)))
+
+
+def summary(run_dir: Path) -> RenderableType:
+    """The run in one table, for the terminal.
+
+    Raises:
+        BadInput: see `build`.
+    """
+    from reports import terminal
+
+    return terminal.summary(_data(_read([run_dir])).runs[0])
+
+
+def _read(run_dirs: Sequence[Path]) -> list[Run]:
+    if not run_dirs:
+        raise BadInput("no run was named", "hvct list shows the runs")
+    return [read(Path(directory)) for directory in run_dirs]
+
+
+def _data(runs: Sequence[Run]) -> ReportData:
+    made = tuple(analyse(run) for run in runs)
+    names = " and ".join(run.id for run in made)
+    return ReportData(title=f"hvct report: {names}", runs=made, method=METHOD, glossary=GLOSSARY)
+
+
+def _folder(run_dirs: Sequence[Path], runs: Sequence[Run]) -> Path:
+    first = Path(run_dirs[0])
+    if len(run_dirs) == 1:
+        return first
+    names = "+".join(Path(str(run.record["id"])).name or "run" for run in runs)
+    return first.resolve().parent / f"report-{names}"[:200]
+
+
+def _makers(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
+    """For each format, what writes it to a path. The numbers are made once, when needed."""
+    held: list[ReportData] = []
+
+    def data() -> ReportData:
+        if not held:
+            held.append(_data(runs))
+        return held[0]
+
+    def html(path: Path) -> None:
+        from reports.html import document
+
+        path.write_text(document(data()), encoding="utf-8")
+
+    def pdf(path: Path) -> None:
+        from reports.html import document
+        from reports.pdf import render
+
+        path.write_bytes(render(document(data(), for_print=True)))
+
+    return {
+        "html": html,
+        "pdf": pdf,
+        "json": lambda path: _text(path, export.as_json(data())),
+        "csv": lambda path: export.write_csv(runs, path),
+        "parquet": lambda path: export.write_parquet(runs, path),
+    }
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _write(path: Path, make: Callable[[Path], None]) -> None:
+    """Make a file beside its place, then rename it into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        make(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        failure = oserror("write", path, error)
+        raise HvctError(failure.message, "make room, or choose another folder") from error
+    finally:
+        beside.unlink(missing_ok=True)

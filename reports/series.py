@@ -1,0 +1,289 @@
+"""From tidy frames to paired series and back: what is compared with what, and its levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from bench.model import Better, Event, Outcome, Scale
+from bench.numbers import RATIO_UNIT, format_estimate, format_interval, format_value
+from bench.stats import quantiles, signed_rank
+from bench.stats.pairs import PairedSeries
+from bench.stats.verdict import CONFIDENCE
+from reports.data import Run
+from reports.model import Arm, Effect, Summary
+
+PHRASES = {
+    "startup_ready": "to become ready",
+    "startup_started": "to start the workload",
+    "startup_init": "to reach its init",
+    "startup_spawned": "to have a process",
+    "run_wall": "to run",
+    "memory_current": "memory (charged)",
+    "memory_pss": "memory (PSS)",
+    "cpu_window": "host CPU for the work",
+    "cpu_life": "host CPU over its whole life",
+    "work_per_cpu_second": "work per host CPU second",
+}
+"""What completes a sentence about a metric; others use their title."""
+
+AT_LEAST = ("startup_", "run_wall")
+"""Metrics for which a trial that timed out took at least the limit."""
+
+WORK_FAMILIES = frozenset({"cpu", "workload"})
+"""Families that compare work done, so that CPU flags and mitigations must match."""
+
+DEFAULT_MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Group:
+    """The values of one metric of one workload, by arm and block (timeouts absent)."""
+
+    metric: str
+    workload: str
+    values: dict[str, dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Everything a run measured, grouped, with what the plan says about each metric."""
+
+    run: Run
+    arms: tuple[Arm, ...]
+
+    @cached_property
+    def outcomes(self) -> dict[tuple[str, str], dict[int, str]]:
+        """(workload, arm) → block → outcome."""
+        table: dict[tuple[str, str], dict[int, str]] = {}
+        trials = self.run.trials
+        for workload, arm, block, outcome in zip(
+            trials["workload"], trials["arm"], trials["block"], trials["outcome"], strict=True
+        ):
+            table.setdefault((workload, arm), {})[int(block)] = outcome
+        return table
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups in the order of the plan's workloads and the table of metrics."""
+        frame = self._tidy()
+        middle = frame.groupby(["metric", "workload", "arm", "block"], observed=True)["value"]
+        found: dict[tuple[str, str], Group] = {}
+        for key, value in middle.median().items():
+            metric, workload, arm, block = key  # type: ignore[misc]
+            group = found.setdefault((metric, workload), Group(metric, workload, {}))
+            group.values.setdefault(arm, {})[int(block)] = float(value)
+        metrics = [*self.run.record["metrics"]]
+        workloads = [item["name"] for item in self.run.record["plan"]["workloads"]]
+        order = {name: n for n, name in enumerate(metrics)}
+        return sorted(
+            (group for group in found.values() if group.metric in order),
+            key=lambda group: (order[group.metric], workloads.index(group.workload)),
+        )
+
+    def _tidy(self) -> pd.DataFrame:
+        """Samples with their trial's key; a trial that timed out still gives its marks."""
+        trials = self.run.trials[["block", "arm", "workload", "outcome"]]
+        samples = self.run.samples.join(trials, on="trial")
+        late = trials.index[trials["outcome"] == Outcome.TIMEOUT.value]
+        marks = self.run.marks[self.run.marks["trial"].isin(late)]
+        marks = marks[marks["event"] != Event.REQUESTED.value]
+        reached = marks.assign(metric="startup_" + marks["event"].astype("str"))
+        reached = reached.rename(columns={"at_s": "value"}).join(trials, on="trial")
+        columns = ["metric", "workload", "arm", "block", "outcome", "value"]
+        ended = samples[~samples["trial"].isin(late)]
+        frame = pd.concat([ended[columns].astype({"metric": "str"}), reached[columns]])
+        good = frame["outcome"].isin([Outcome.OK.value, Outcome.TIMEOUT.value])
+        kept: pd.DataFrame = frame[good]
+        return kept
+
+    def definition(self, metric: str) -> dict[str, Any]:
+        """What run.json says about a metric."""
+        found: dict[str, Any] = self.run.record["metrics"][metric]
+        return found
+
+    def margin(self, metric: str) -> float:
+        """The plan's margin for a metric."""
+        override = self.run.record["plan"]["margins"].get(metric)
+        margin = self.definition(metric).get("margin") if override is None else override
+        return DEFAULT_MARGIN if margin is None else float(margin)
+
+    def timeout_s(self, workload: str) -> float | None:
+        """The limit of a trial of this workload."""
+        for item in self.run.record["plan"]["workloads"]:
+            value = item.get("timeout_s")
+            if item["name"] == workload and isinstance(value, int | float):
+                return float(value)
+        return None
+
+    def waits(self, metric: str) -> bool:
+        """Whether a timeout means that this metric took at least the limit."""
+        return metric.startswith(AT_LEAST)
+
+    def applies(self, group: Group, arm: str) -> bool:
+        """Whether the metric exists for an arm: it gave values, or never ended well."""
+        if group.values.get(arm):
+            return True
+        ended = self.outcomes.get((group.workload, arm), {})
+        return bool(ended) and Outcome.OK.value not in ended.values()
+
+    def own(self, group: Group, arm: str) -> list[float]:
+        """An arm's own values in block order, a timeout of a duration as +inf."""
+        values = group.values.get(arm, {})
+        if not self.waits(group.metric):
+            return [values[block] for block in sorted(values)]
+        ended = self.outcomes.get((group.workload, arm), {})
+        late = {b for b, outcome in ended.items() if outcome == Outcome.TIMEOUT.value}
+        blocks = sorted({*values, *late})
+        return [values.get(block, math.inf) for block in blocks]
+
+
+def paired(
+    values: Values, primary: tuple[str, str] | None, *, judge_emulated: bool
+) -> Iterator[tuple[Group, PairedSeries, tuple[str, str]]]:
+    """Every comparison of the run: its group, its series, its (arm, baseline) names.
+
+    Args:
+        primary: the pair of arms whose primary metrics are judged.
+        judge_emulated: treat emulated arms like any other (development only).
+    """
+    labels = {arm.name: arm.label for arm in values.arms}
+    emulated = {arm.name for arm in values.arms if arm.emulated and not judge_emulated}
+    wanted = {tuple(entry) for entry in values.run.record["plan"]["primary"]}
+    refused = {(item.arm, item.baseline): item for item in values.run.identity}
+    for group in values.groups:
+        about = values.definition(group.metric)
+        for arm, baseline in values.run.pairs:
+            if not (values.applies(group, arm) and values.applies(group, baseline)):
+                continue
+            reason = ""
+            if (identity := refused.get((arm, baseline))) is not None:
+                reason = identity.refused.get(group.workload, "")
+                if about.get("family") in WORK_FAMILIES:
+                    reason = reason or identity.work_refused.get(group.workload, "")
+            scale = Scale(about["scale"])
+            series = PairedSeries(
+                metric=group.metric,
+                workload=group.workload,
+                arm=labels[arm],
+                baseline=labels[baseline],
+                unit=about["unit"],
+                scale=scale,
+                better=Better.HIGHER if about["better"] == "higher" else Better.LOWER,
+                margin=values.margin(group.metric),
+                resolution=float(about.get("resolution") or 0.0),
+                values=_rows(values, group, arm, baseline),
+                primary=(arm, baseline) == primary
+                and (group.metric, group.workload) in wanted,
+                emulated=bool({arm, baseline} & emulated),
+                refused_reason=f"not the same work: {reason}" if reason else "",
+                elapsed=True if values.waits(group.metric) else None
+                if about.get("family") == "workload" else False,
+                timeout=values.timeout_s(group.workload),
+                title=str(about.get("title") or group.metric),
+                phrase=PHRASES.get(group.metric, ""),
+            )
+            yield group, series, (arm, baseline)
+
+
+def _rows(values: Values, group: Group, arm: str, baseline: str) -> list[Any]:
+    sides = [
+        (values.outcomes.get((group.workload, name), {}), group.values.get(name, {}))
+        for name in (arm, baseline)
+    ]
+    blocks = sorted(set(sides[0][0]) & set(sides[1][0]))
+    return [
+        (block, *(part for ended, got in sides for part in (ended[block], got.get(block))))
+        for block in blocks
+    ]
+
+
+def other_scale(series: PairedSeries) -> Effect | None:
+    """The same effect on the scale that is not judged: a difference for a ratio, and back."""
+    complete = [
+        (row[2], row[4])
+        for row in series.values
+        if row[1] == row[3] == Outcome.OK.value and row[2] is not None and row[4] is not None
+    ]
+    if not complete:
+        return None
+    ratio = series.scale is Scale.DIFFERENCE
+    if ratio:
+        if min(min(pair) for pair in complete) <= max(series.resolution, 0.0):
+            return None
+        differences = [math.log(a) - math.log(b) for a, b in complete]
+    else:
+        differences = [a - b for a, b in complete]
+    numbers = (
+        signed_rank.pseudomedian(differences),
+        *signed_rank.interval(differences, CONFIDENCE),
+    )
+    try:
+        estimate, low, high = (math.exp(n) for n in numbers) if ratio else numbers
+    except OverflowError:
+        return None
+    unit = RATIO_UNIT if ratio else series.unit
+    return effect(
+        Scale.RATIO if ratio else Scale.DIFFERENCE,
+        estimate, low, high,
+        format_estimate(estimate, low, high, unit, signed=not ratio),
+    )  # fmt: skip
+
+
+def effect(
+    scale: Scale, estimate: float | None, low: float | None, high: float | None, text: str
+) -> Effect:
+    """An effect as the report holds it: numbers that are not finite become None."""
+    return Effect(scale.value, finite(estimate), finite(low), finite(high), text)
+
+
+def finite(value: float | None) -> float | None:
+    """The value, None when JSON could not hold it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def summary(values: Values, group: Group, arm: str) -> Summary:
+    """One arm's own level of one metric and workload, with how its trials ended."""
+    about = values.definition(group.metric)
+    own = values.own(group, arm)
+    level = quantiles.median(own, CONFIDENCE)
+    unit, limit = about["unit"], values.timeout_s(group.workload)
+    resolution = float(about.get("resolution") or 0.0)
+
+    def shown(value: float | None) -> str:
+        return format_value(value, unit, resolution=resolution, timeout=limit)
+
+    ended = list(values.outcomes.get((group.workload, arm), {}).values())
+    known = [value for value in own if math.isfinite(value)]
+    counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
+    interval = ""
+    if level is not None and level.low is not None and level.high is not None:
+        interval = format_interval(level.low, level.high, unit, near=finite(level.value) or 0.0)
+    return Summary(
+        metric=group.metric,
+        workload=group.workload,
+        arm=arm,
+        n=len(own),
+        **counts,
+        median=None if level is None else finite(level.value),
+        low=None if level is None else finite(level.low),
+        high=None if level is None else finite(level.high),
+        minimum=min(known, default=None),
+        maximum=max(known, default=None),
+        text="" if level is None else shown(level.value),
+        interval_text=interval,
+        range_text=f"{shown(min(known))} to {shown(max(known))}" if known else "",
+    )
+
+
+def thinned(ordered: Sequence[float], most: int) -> tuple[float, ...]:
+    """At most `most` of some sorted values, evenly spaced in rank, both ends kept."""
+    if len(ordered) <= most:
+        return tuple(ordered)
+    last = len(ordered) - 1
+    return tuple(ordered[round(n * last / (most - 1))] for n in range(most))

@@ -1,0 +1,389 @@
+"""The sentences of a report that are not about one comparison: banner, answers, findings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.identity import FieldClass
+from bench.model import Finding
+from bench.numbers import format_percent, format_value
+from bench.stats.verdict import Verdict
+from reports import model
+from reports.data import TEXT_LIMIT, Run
+
+FAMILY_TITLES = {
+    "start-up": "Start-up and teardown",
+    "memory": "Memory",
+    "cpu": "CPU efficiency",
+    "workload": "What the workloads measured",
+}
+LEVELS = {"problem": 0, "warning": 1, "info": 2}
+_READING_UNITS = (("_cpus", "CPUs"), ("_bytes", "bytes"), ("_per_s", "/s"), ("_s", "s"))
+_SHARES = ("psi_", "image_resident", "flagged")
+
+
+def words(name: str) -> str:
+    """``page_cache`` → page cache."""
+    return name.replace("_", " ")
+
+
+def family_title(name: str) -> str:
+    """The heading of a family of metrics."""
+    return FAMILY_TITLES.get(name, words(name).capitalize() or "Other")
+
+
+def reading(name: str) -> tuple[str, str]:
+    """Unit and title of a disturbance."""
+    if name.startswith(_SHARES):
+        return "fraction", words(name.replace("psi_", "PSI: stalled on "))
+    for suffix, unit in _READING_UNITS:
+        if name.endswith(suffix):
+            return unit, words(name.removesuffix(suffix)) + (" per second" if unit == "/s" else "")
+    return "", words(name)
+
+
+def reading_order(name: str) -> tuple[int, str]:
+    """What matters most first."""
+    first = ("flagged", "steal_cpus", "other_cpus", "psi_cpu", "psi_memory", "psi_io")
+    return (first.index(name) if name in first else len(first), name)
+
+
+def short(sentence: str) -> str:
+    """A sentence without the scope that the headline list states once."""
+    sentence = re.sub(r"\(no verdict: descriptive:[^)]*\)", "(described, not judged)", sentence)
+    text = re.sub(r"^(Under emulation, )?[Ii]n this run on this host, ", r"\1", sentence)
+    return text[:1].upper() + text[1:]
+
+
+def listing(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def workload(item: Mapping[str, Any]) -> model.Workload:
+    """One workload as the report lists it."""
+    limits = item.get("limits") if isinstance(item.get("limits"), dict) else {}
+    ready = item.get("ready") if isinstance(item.get("ready"), dict) else {}
+    argv = item.get("argv")
+    command = "the image's own" if argv is None else (
+        shlex.join(str(word) for word in argv) if isinstance(argv, list) else str(argv)
+    )
+    parts = []
+    if isinstance(limits.get("cpus"), int | float):
+        parts.append(count(int(limits["cpus"]), "CPU") if float(limits["cpus"]).is_integer()
+                     else f"{limits['cpus']} CPUs")  # fmt: skip
+    if isinstance(limits.get("memory_bytes"), int | float):
+        basis = limits.get("memory_basis")
+        parts.append(
+            format_value(float(limits["memory_bytes"]), "bytes")
+            + (f" ({basis})" if isinstance(basis, str) else "")
+        )
+    if isinstance(limits.get("pids"), int):
+        parts.append(f"{limits['pids']:,} processes")
+    return model.Workload(
+        name=item["name"],
+        title=item["title"],
+        image=str(item.get("image", "")),
+        command=command if len(command) <= 300 else command[:300] + "…",
+        ready=_readiness(ready),
+        until=str(item.get("until", "exit")),
+        limits=", ".join(parts),
+        network=str(item.get("network", "none")),
+    )
+
+
+def _readiness(ready: Mapping[str, Any]) -> str:
+    port = ready.get("port")
+    texts = {
+        "started": "its program is executed",
+        "output": "its first byte of output",
+        "line": f"a line of output matches {ready.get('pattern', '')}",
+        "tcp": f"port {port} accepts a connection",
+        "reply": f"port {port} answers",
+        "http": f"port {port} answers HTTP 200 for {ready.get('path', '/')}",
+    }
+    return texts.get(str(ready.get("kind")), str(ready.get("kind", "")))
+
+
+def banner(arms: Sequence[model.Arm]) -> tuple[str, str]:
+    """Head and text of the accelerator banner, both "" when no arm is a VM."""
+    machines = [arm for arm in arms if arm.kind != "none"]
+    if not machines:
+        return "", ""
+    reasons = listing(list(dict.fromkeys(arm.reason for arm in machines if arm.reason)))
+    labels = listing([arm.label for arm in machines])
+    if any(arm.emulated for arm in machines):
+        because = f" The reason: {reasons}." if reasons else ""
+        return (
+            "TCG, not KVM.",
+            f"Figures of {labels} describe an emulator, not virtualisation. They are printed in "
+            f"full and judged nowhere.{because}",
+        )
+    nested = any("nested" in arm.label for arm in machines)
+    text = f"Figures of {labels} were taken under KVM" + (
+        ", on a host that is itself a virtual machine" if nested else ""
+    )
+    return "KVM.", f"{text}. {reasons[:1].upper() + reasons[1:] + '.' if reasons else ''}".strip()
+
+
+def answers(
+    run: Run,
+    arms: Sequence[model.Arm],
+    pairs: Sequence[tuple[str, str, str]],
+    comparisons: Sequence[model.Comparison],
+    findings: Sequence[Mapping[str, str]],
+    counts: Mapping[str, int],
+    labels: Mapping[str, str],
+    primary: tuple[str, str] | None,
+) -> tuple[model.Answer, ...]:
+    """The first page's five questions."""
+    return (
+        model.Answer("What was compared?", tuple(_compared(run, arms, counts))),
+        model.Answer("Was it the same work?", tuple(_same(run, labels))),
+        model.Answer("What came out?", tuple(_came_out(pairs, comparisons))),
+        model.Answer("How sure is that?", tuple(_sure(run, comparisons, labels, primary))),
+        model.Answer("What to beware of?", tuple(_beware(findings))),
+    )
+
+
+def _compared(
+    run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]
+) -> list[str]:
+    plan = run.record["plan"]
+    images = [
+        f"{name} ({str(image.get('digest', ''))[:19]}…)" if isinstance(image, dict) else name
+        for name, image in run.record["images"].items()
+    ]
+    titles = listing([item["title"] for item in plan["workloads"]])
+    same = f"One image, {listing(images)}" if len(images) == 1 else f"Images {listing(images)}"
+    return [
+        f"{same}, run as {listing([arm.label for arm in arms])}: {titles}.",
+        f"{counts['blocks']} of {count(counts['blocks_planned'], 'planned block')}, each with "
+        f"one trial of every arm and workload in random order (seed {run.record.get('seed')}): "
+        f"{count(counts['trials'], 'trial')}, {counts['ok']:,} ended well"
+        + (
+            f", {counts['failed']} failed, {counts['timeout']} timed out, "
+            f"{counts['refused']} were refused."
+            if counts["ok"] != counts["trials"]
+            else "."
+        ),
+    ]
+
+
+def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
+    lines = []
+    for item in run.identity:
+        name = f"{labels[item.arm]} and {labels[item.baseline]}"
+        declared = [
+            words(d.name)
+            for d in item.differences.values()
+            if d.field_class is FieldClass.DECLARED
+        ]
+        if not item.pairs:
+            lines.append(f"{name}: no pair of trials to compare.")
+            continue
+        text = f"{name}: {item.identical} of {count(item.pairs, 'pair')} identical"
+        if declared:
+            text += f" but for the declared differences ({listing(declared)})"
+        if refused := {**item.work_refused, **item.refused}:
+            text += f"; refused for {listing(sorted(refused))}, see below"
+        lines.append(text + ".")
+    return lines or ["Nothing to compare: this run has one arm."]
+
+
+def _came_out(
+    pairs: Sequence[tuple[str, str, str]], comparisons: Sequence[model.Comparison]
+) -> list[str]:
+    lines = []
+    for arm, baseline, label in pairs:
+        mine = [c for c in comparisons if (c.arm, c.baseline) == (arm, baseline)]
+        family = [c for c in mine if c.primary and c.verdict != Verdict.EMULATED]
+        if family:
+            tally = [
+                f"{sum(c.verdict == verdict for c in family)} {verdict.value}"
+                for verdict in Verdict
+                if any(c.verdict == verdict for c in family)
+            ]
+            lines.append(f"{label}: of {count(len(family), 'primary comparison')}, "
+                         f"{listing(tally)}. {_list_by_verdict(family)}".strip())  # fmt: skip
+        elif any(c.verdict == Verdict.EMULATED for c in mine):
+            lines.append(f"{label}: emulated. {count(len(mine), 'figure')} with intervals, "
+                         "none of them judged.")  # fmt: skip
+        elif mine:
+            lines.append(f"{label}: {count(len(mine), 'figure')}, described and not judged "
+                         "(outside the plan's primary family).")  # fmt: skip
+    return lines or ["No comparison was possible."]
+
+
+def _list_by_verdict(family: Sequence[model.Comparison]) -> str:
+    """Which comparisons stand behind the rarer verdicts, where they are few enough to name."""
+    parts = []
+    for verdict in (Verdict.EQUIVALENT, Verdict.DETECTABLE_INSIDE_MARGIN, Verdict.UNDECIDED):
+        named = [c.title for c in family if c.verdict == verdict]
+        if named:
+            parts.append(f"{verdict.value.capitalize()}: {'; '.join(named)}.")
+    return " ".join(parts)
+
+
+def _sure(
+    run: Run,
+    comparisons: Sequence[model.Comparison],
+    labels: Mapping[str, str],
+    primary: tuple[str, str] | None,
+) -> list[str]:
+    alpha = run.record["plan"]["alpha"]
+    family = [c for c in comparisons if c.primary and c.verdict != Verdict.EMULATED]
+    lines = [
+        "Intervals are 95 %, pointwise, from an exact signed-rank test over paired blocks."
+    ]
+    if family and primary:
+        lines.append(
+            f"Verdicts are Holm-corrected over the {len(family)} primary comparisons of "
+            f"{labels[primary[0]]} ÷ {labels[primary[1]]}, marked ★: the chance of any false "
+            f"“different” among them is at most {format_percent(alpha)}, the same for "
+            "“equivalent”. Everything else is described, not judged."
+        )
+    else:
+        lines.append("No comparison was judged in this run.")
+    lines.append(
+        "One run speaks of this run on this host. A claim about the host needs at least three "
+        "runs across reboots."
+    )
+    return lines
+
+
+def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
+    serious = [item for item in findings if item["level"] != "info"]
+    if not serious:
+        return ["Nothing beyond the limits named under Method."]
+    lines = [
+        f"{item['message'][:1].upper()}{item['message'][1:]}"
+        + (f": {item['meaning']}" if item["meaning"] else "")
+        + "."
+        for item in serious[:4]
+    ]
+    if len(serious) > 4:
+        lines.append(f"And {len(serious) - 4} more, under “What to beware of”.")
+    return lines
+
+
+def findings(
+    run: Run, counts: Mapping[str, int], order: Sequence[Finding]
+) -> tuple[dict[str, str], ...]:
+    """Stored findings and those that follow from the data, the serious ones first."""
+    made = [
+        {
+            key: str(item.get(key) or "").rstrip(".")[:TEXT_LIMIT]
+            for key in ("code", "level", "message", "meaning", "remedy")
+        }
+        for item in run.record["findings"]
+    ]
+    own = list(order)
+    if counts["blocks"] < counts["blocks_planned"]:
+        own.append(
+            Finding(
+                "run-incomplete", "problem",
+                f"{counts['blocks']} of {counts['blocks_planned']} planned blocks are complete",
+                "intervals are wider than planned, and stopping early can favour a result",
+                "hvct resume goes on at the next block",
+            )
+        )  # fmt: skip
+    if counts["excluded"]:
+        own.append(
+            Finding(
+                "block-cut-short", "info",
+                f"{count(counts['excluded'], 'trial')} of blocks that were cut short are left out",
+                "such a block is kept in trials.jsonl and run again as a whole",
+            )
+        )  # fmt: skip
+    if counts["damaged_lines"]:
+        own.append(
+            Finding(
+                "damaged-lines", "warning",
+                f"{count(counts['damaged_lines'], 'line')} of trials.jsonl could not be read",
+                "a run that was killed while writing leaves one such line; more mean a damaged file",
+                "compare the file's digest with a copy",
+            )
+        )  # fmt: skip
+    bad = counts["failed"] + counts["timeout"] + counts["refused"]
+    if bad:
+        own.append(
+            Finding(
+                "trials-failed", "warning",
+                f"{bad} of {count(counts['trials'], 'trial')} did not end well",
+                "a failed trial takes its pair out, one that timed out counts as longer than any "
+                "other; above 10 % in an arm there is no verdict",
+                "see the section on failed trials, and the logs in the run directory",
+            )
+        )  # fmt: skip
+    made += [
+        {"code": f.code, "level": f.level, "message": f.message, "meaning": f.meaning,
+         "remedy": f.remedy}
+        for f in own
+    ]  # fmt: skip
+    return tuple(sorted(made, key=lambda item: LEVELS.get(item["level"], 3)))
+
+
+def identity(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Receipts compared, pair by pair, as the report shows them."""
+    classes = list(FieldClass)
+    return {
+        "text": [
+            "Inside every instance the agent reports what really ran: program, arguments, "
+            "environment, identity, limits, CPU flags, mitigations, kernel. A field that must match "
+            "and does not makes the comparison refused; a declared difference is one that is in "
+            "the nature of the arms; the rest is information.",
+            "Contents (program, loader, libraries) were hashed from inside, in one untimed trial "
+            "per arm and workload.",
+        ],
+        "pairs": [
+            {
+                "arm": item.arm,
+                "baseline": item.baseline,
+                "label": f"{labels[item.arm]} and {labels[item.baseline]}",
+                "first": labels[item.arm],
+                "second": labels[item.baseline],
+                "compared": item.pairs,
+                "identical": item.identical,
+                "missing": item.missing,
+                "line": f"{item.identical} of {count(item.pairs, 'pair')} of trials identical in "
+                "every field that must match"
+                + (f"; {count(item.missing, 'pair')} without a receipt." if item.missing else "."),
+                "refused": [
+                    [name, reason]
+                    for name, reason in sorted(
+                        [
+                            *item.refused.items(),
+                            *(
+                                (name, f"(work metrics only) {reason}")
+                                for name, reason in item.work_refused.items()
+                            ),
+                        ]
+                    )
+                ],
+                "differences": [
+                    {
+                        "name": words(d.name),
+                        "field_class": d.field_class.value,
+                        "first": d.first,
+                        "second": d.second,
+                    }
+                    for d in sorted(
+                        item.differences.values(),
+                        key=lambda d: (classes.index(d.field_class), d.name),
+                    )
+                ],
+            }
+            for item in run.identity
+        ],
+    }
