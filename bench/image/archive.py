@@ -5,10 +5,17 @@ Each becomes a reference that skopeo understands, with exactly one image behind 
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import hashlib
 import json
+import lzma
 import os
+import re
 import shutil
 import tarfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +26,12 @@ from bench.image.index import host_architecture
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
 LARGEST_JSON_BYTES = 4 << 20
+LAYOUT_FILE = re.compile(r"oci-layout|index\.json|blobs/[a-z0-9]+/[0-9a-f]+")
+DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 EXPORT = "export it again, with docker save or skopeo copy"
 
 
@@ -64,29 +77,43 @@ def locate(path: Path, space: Path, max_bytes: int) -> Source:
     if path.is_dir():
         return _layout(path, space)
     try:
-        with tarfile.open(path, "r:*") as archive:
+        plain = _decompressed(path, space, max_bytes)
+        with tarfile.open(plain, "r:") as archive:
             # A docker archive is a few dozen members, so reading all names is cheap.
             members = archive.getmembers()
             names = {os.path.normpath(member.name) for member in members}
             if {"oci-layout", "index.json"} <= names:
                 if sum(member.size for member in members) > max_bytes:
                     raise too_large(path.name, max_bytes)
-                unpacked = space / "archive"
-                archive.extractall(unpacked, filter="data")
-                return _layout(unpacked, space)
+                return _layout(_extract(archive, members, space / "archive"), space)
             if "manifest.json" in names:
-                return _docker(path, archive, space)
+                return _docker(path.name, plain, archive, space)
     except FileNotFoundError as error:
         raise BadInput(f"{path} does not exist", "give the archive's path") from error
-    except tarfile.FilterError as error:
-        raise BadInput(f"{path.name} tries to write outside itself: {error}", EXPORT) from error
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise BadInput(f"{path.name} is damaged or no tar archive: {error}", EXPORT) from error
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{path.name} is damaged or no archive: {reason}", EXPORT) from error
     except OSError as error:
         if error.errno is None:  # what decompressors raise for bad data
             raise BadInput(f"{path.name} is damaged: {error}", EXPORT) from error
         raise oserror("read", path, error) from error
     raise BadInput(f"{path.name} is neither an OCI layout nor a docker save archive", EXPORT)
+
+
+def _extract(archive: tarfile.TarFile, members: list[tarfile.TarInfo], target: Path) -> Path:
+    """The files a layout consists of, and no others: names of this shape cannot lead outside.
+
+    (Python 3.11.2 has no ``filter="data"`` yet.)
+    """
+    for member in members:
+        name = os.path.normpath(member.name)
+        handle = archive.extractfile(member) if member.isreg() else None
+        if handle is not None and LAYOUT_FILE.fullmatch(name):
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as output:
+                shutil.copyfileobj(handle, output, 1 << 20)
+    return target
 
 
 def too_large(what: str, max_bytes: int) -> HvctError:
@@ -104,16 +131,32 @@ def _layout(path: Path, space: Path) -> Source:
     if not isinstance(manifests, list) or not all(isinstance(one, dict) for one in manifests):
         raise BadInput(f"the index of {path.name} is malformed", EXPORT)
     chosen = _choose(manifests)
+    _check_digest(path, chosen)
+    notes = chosen.get("annotations") or {}
+    name = notes.get(FULL_NAME) or notes.get(REF_NAME) or ""
     own = space / "layout"
     own.mkdir()
     (own / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (own / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [chosen]}))
     (own / "blobs").symlink_to((path / "blobs").resolve())
-    notes = chosen.get("annotations") or {}
-    name = notes.get(FULL_NAME) or notes.get(REF_NAME) or ""
-    chosen["annotations"] = {}
-    (own / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [chosen]}))
+    entry = {key: value for key, value in chosen.items() if key != "annotations"}
+    (own / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     return Source(f"oci:{own}", _short(str(name)))
+
+
+def _check_digest(path: Path, entry: dict[str, Any]) -> None:
+    """Compare the manifest with its digest: skopeo does so for every blob but this one."""
+    algorithm, _, value = str(entry.get("digest")).partition(":")
+    blob = path / "blobs" / algorithm / value
+    if algorithm != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise BadInput(f"the index of {path.name} has no sha256 digest", EXPORT)
+    try:
+        if blob.stat().st_size > LARGEST_JSON_BYTES:
+            raise BadInput(f"the manifest in {path.name} is too large", EXPORT)
+        data = blob.read_bytes()
+    except OSError as error:
+        raise BadInput(f"the manifest is missing in {path.name}", EXPORT) from error
+    if hashlib.sha256(data).hexdigest() != value:
+        raise BadInput(f"the manifest in {path.name} does not fit its digest", EXPORT)
 
 
 def _choose(manifests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,17 +190,33 @@ def _choose(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _docker(path: Path, archive: tarfile.TarFile, space: Path) -> Source:
+def _decompressed(path: Path, space: Path, max_bytes: int) -> Path:
+    """The archive as a plain tar: skopeo's own decompression fails on small ones."""
+    with path.open("rb") as handle:
+        head = handle.read(6)
+    opener = next((made for magic, made in DECOMPRESSORS.items() if head.startswith(magic)), None)
+    if opener is None:
+        return path
+    plain = space / "archive.tar"
+    with opener(path) as source, plain.open("wb") as output:
+        while chunk := source.read(1 << 20):
+            output.write(chunk)
+            if output.tell() > max_bytes:
+                raise too_large(path.name, max_bytes)
+    return plain
+
+
+def _docker(shown: str, path: Path, archive: tarfile.TarFile, space: Path) -> Source:
     member = next(one for one in archive if os.path.normpath(one.name) == "manifest.json")
     handle = archive.extractfile(member)
     if handle is None or member.size > LARGEST_JSON_BYTES:
-        raise BadInput(f"manifest.json in {path.name} cannot be read", EXPORT)
+        raise BadInput(f"manifest.json in {shown} cannot be read", EXPORT)
     images = json.loads(handle.read())
     if not isinstance(images, list) or not all(isinstance(one, dict) for one in images):
-        raise BadInput(f"manifest.json in {path.name} is malformed", EXPORT)
+        raise BadInput(f"manifest.json in {shown} is malformed", EXPORT)
     if len(images) != 1:
-        raise BadInput(f"{path.name} holds {len(images)} images", "docker save one image at a time")
-    link = space / "archive.tar"  # skopeo splits references at colons; this path has none
+        raise BadInput(f"{shown} holds {len(images)} images", "docker save one image at a time")
+    link = space / "source.tar"  # skopeo splits references at colons; this path has none
     link.symlink_to(path.resolve())
     tags = images[0].get("RepoTags") or [""]
     return Source(f"docker-archive:{link}", _short(str(tags[0])))
@@ -171,5 +230,6 @@ def _short(name: str) -> str:
 
 
 def remove_copy(space: Path) -> None:
-    """Give back what `locate` unpacked, once it has been copied."""
+    """Give back the disk that `locate` took, once the image has been copied."""
     shutil.rmtree(space / "archive", ignore_errors=True)
+    (space / "archive.tar").unlink(missing_ok=True)

@@ -53,7 +53,9 @@ def signal_number(text: str) -> int:
         if not 1 <= number <= signal.SIGRTMAX:
             raise ValueError
     except (KeyError, ValueError) as error:
-        raise BadInput(f"the image's stop signal {text!r} does not exist") from error
+        raise BadInput(
+            f"the image's stop signal {text!r} does not exist", "build it again"
+        ) from error
     return number
 
 
