@@ -109,7 +109,7 @@ def test_help_imports_nothing_heavy(heavy: str) -> None:
         f"assert {heavy!r} not in sys.modules, 'imported'"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=CHECKOUT
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
