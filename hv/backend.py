@@ -1,0 +1,389 @@
+"""The VM arm: one transient libvirt domain per instance, with the agent as its init.
+
+A launch is: control group, tap and disks, domain XML, one request to the worker. Nothing
+here waits for the guest; the accelerator, the kernel and the size of the guest's RAM are
+settled before (`prepare`), once, by running something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+from bench.agent.build import agent_path
+from bench.agent.launch_record import run_record
+from bench.agent.seccomp import seccomp_program
+from bench.cgroup import Cgroup, CgroupLimits
+from bench.context import RUN_VARIABLE, RunContext
+from bench.errors import HostCannot, HvctError, LaunchFailed, Refused
+from bench.model import (
+    Accelerator,
+    Capability,
+    Event,
+    InstanceSpec,
+    NetworkMode,
+    Security,
+    Timeline,
+)
+from hv import memory, network, rootfs
+from hv.connection import Connection
+from hv.domain import (
+    DEFAULT_RAM_BYTES,
+    MACHINES,
+    Disk,
+    DomainPlan,
+    domain_name,
+    domain_xml,
+    vcpu_count,
+)
+from hv.emulator import PROCS_VARIABLE, Emulator, emulator
+from hv.initramfs import Initramfs, initramfs
+from hv.instance import VmInstance
+from hv.kernel import GuestKernel, guest_kernel
+from hv.probe import Verdict, decide
+
+BOOT_LIMIT_S = 20.0  # for the kernel to reach init under KVM, where 0.3 s is usual
+MEASURE_LIMIT_S = 60.0  # for the boot that measures the guest's reserve
+
+
+class VmBackend:
+    """Virtual machines through libvirt.
+
+    Args:
+        direct: read the image past the host's page cache (O_DIRECT).
+        accelerator: ``kvm`` or ``tcg`` to overrule what the probe finds; for development.
+        verbose_console: keep all of the guest kernel's messages (costs time).
+        machine: a key of `hv.domain.MACHINES`.
+    """
+
+    name: ClassVar[str] = "vm"
+
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        direct: bool = False,
+        accelerator: str = "",
+        verbose_console: bool = False,
+        machine: str = "q35",
+    ) -> None:
+        self.context = context
+        self.direct = direct
+        self.forced = accelerator
+        self.verbose_console = verbose_console
+        self.machine = MACHINES[machine]
+        self._connection: Connection | None = None
+        self._verdict: Verdict | None = None
+        self._emulator: Emulator | None = None
+        self._kernel: GuestKernel | None = None
+        self._initramfs: dict[tuple[str, ...], Initramfs] = {}
+        self._sizes: dict[tuple[object, ...], memory.Size] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._connection is not None:
+            self._connection.__exit__(kind, error, trace)
+            self._connection = None
+
+    # -- settled once ----------------------------------------------------------------
+
+    @property
+    def emulator(self) -> Emulator:
+        """QEMU and its wrapper."""
+        if self._emulator is None:
+            self._emulator = emulator()
+        return self._emulator
+
+    @property
+    def kernel(self) -> GuestKernel:
+        """The guest's kernel, fetched on first use."""
+        if self._kernel is None:
+            self._kernel = guest_kernel(self.context.kernel)
+        return self._kernel
+
+    @property
+    def connection(self) -> Connection:
+        """The worker, started on first use, and again after somebody killed it."""
+        if self._connection is not None and not self._connection.alive:
+            self._connection.__exit__(None, None, None)
+            self._connection = None
+        if self._connection is None:
+            started = Connection(self.context, self.emulator, self.machine.type)
+            self._connection = started.__enter__()
+        return self._connection
+
+    @property
+    def verdict(self) -> Verdict:
+        """How guests are executed here, decided on first use."""
+        if self._verdict is None:
+            if self.forced:
+                forced = Accelerator(self.forced, "chosen by option")
+                self._verdict = Verdict(forced)
+            else:
+                self._verdict = decide(self.emulator, self.kernel.digest, self._try_boot)
+        return self._verdict
+
+    def probe(self) -> Capability:
+        """Start the worker, and find the accelerator by running a guest under it."""
+        if os.geteuid() != 0:
+            return Capability(self.name, False, "not root", "run hvct as root")
+        try:
+            connection = self.connection
+            verdict = self.verdict
+        except HvctError as error:
+            return Capability(self.name, False, error.message, error.hint)
+        return Capability(
+            self.name,
+            True,
+            version=f"QEMU {self.emulator.version}, libvirt {connection.libvirt_version}",
+            accelerator=verdict.accelerator,
+            details={
+                "kernel": self.kernel.source,
+                "guest release": self.kernel.release,
+                "libvirt": connection.uri,
+                "disabled CPU features": " ".join(verdict.disabled_features),
+            },
+        )
+
+    def prepare(self, spec: InstanceSpec) -> None:
+        """Worker, kernel, initramfs, accelerator, and the guest's RAM: in no trial."""
+        self.check(spec)
+        _ = self.connection, self.verdict
+        self._archive(spec)
+        self._size(spec)
+        if spec.security is Security.SAME:
+            seccomp_program()
+
+    def check(self, spec: InstanceSpec) -> None:
+        """Decline what a VM cannot honour.
+
+        Raises:
+            Refused: with the reason.
+        """
+        if spec.network is NetworkMode.HOST:
+            raise Refused(
+                "a virtual machine has no part in the host's network namespace",
+                "use network none or bridge",
+            )
+        if spec.network is NetworkMode.BRIDGE and spec.address is None:
+            raise Refused("network = bridge, but the run has no bridge", "this is a defect of hvct")
+        memory.check(spec)
+
+    # -- launching -------------------------------------------------------------------
+
+    def launch(self, spec: InstanceSpec) -> VmInstance:
+        """Start a domain and return without waiting for the guest.
+
+        What `prepare` would have settled and has not is settled first, outside the clock.
+        """
+        self.check(spec)
+        archive, size, verdict = self._archive(spec), self._size(spec), self.verdict
+        return self._launch(spec, archive, size, verdict, self._pairs(spec, archive))
+
+    def _launch(
+        self,
+        spec: InstanceSpec,
+        archive: Initramfs,
+        size: memory.Size,
+        verdict: Verdict,
+        pairs: list[tuple[str, str]] | None,
+    ) -> VmInstance:
+        """Without `pairs` the guest boots to its agent and no further: no disk, no card."""
+        connection = self.connection
+        timeline = Timeline()
+        timeline.mark(Event.REQUESTED, time.monotonic_ns())
+        with contextlib.ExitStack() as resources:
+            files = resources.enter_context(_files(self.context.runtime_dir, spec.id))
+            cgroup = None
+            if spec.accounting:
+                cgroup = _cgroup(self.context.tag, spec)
+                resources.callback(cgroup.remove)
+            disks: tuple[Disk, ...] = ()
+            if pairs is not None:
+                resources.enter_context(network.tap(self.context.network, spec))
+                scratch = resources.enter_context(rootfs.scratch_disk(spec))
+                disks = (rootfs.image_disk(spec, direct=self.direct), *scratch)
+            plan = DomainPlan(
+                name=domain_name(spec),
+                kind=verdict.accelerator.kind,
+                memory_bytes=size.ram_bytes,
+                vcpus=vcpu_count(spec),
+                emulator=self.emulator.wrapper,
+                kernel=self.kernel.boot,
+                initramfs=archive.path,
+                channel=files / f"{spec.id}.sock",
+                console=files / f"{spec.id}.console",
+                disks=disks,
+                nic=network.nic(spec) if pairs is not None else None,
+                machine=self.machine,
+                environment=self._environment(cgroup),
+                verbose_console=self.verbose_console,
+                disabled_features=verdict.disabled_features,
+                cpu_set=spec.cpu_set if cgroup is None else (),
+            )
+            xml = domain_xml(plan)
+            link = connection.start(plan.name, xml, plan.channel)
+            facts = self._facts(plan, size, verdict, connection, xml)
+            return VmInstance(
+                spec,
+                timeline,
+                verdict.accelerator,
+                link,
+                pairs,
+                cgroup,
+                self.context.network,
+                plan.console,
+                resources.pop_all(),
+                facts,
+            )
+
+    def _environment(self, cgroup: Cgroup | None) -> dict[str, str]:
+        variables = {RUN_VARIABLE: self.context.tag}  # so that a cleaner finds QEMU
+        if cgroup is not None:
+            variables[PROCS_VARIABLE] = ":".join(map(str, cgroup.procs_files))
+        return variables
+
+    def _facts(
+        self,
+        plan: DomainPlan,
+        size: memory.Size,
+        verdict: Verdict,
+        connection: Connection,
+        xml: str,
+    ) -> dict[str, object]:
+        return {
+            "domain_xml": xml,
+            "kernel": self.kernel.source,
+            "kernel_digest": self.kernel.digest,
+            "guest_ram_bytes": size.ram_bytes,
+            "guest_available_bytes_when_measured": size.available_bytes,
+            "vcpus": plan.vcpus,
+            "accelerator": verdict.accelerator.kind,
+            "accelerator_reason": verdict.accelerator.reason,
+            "image_cache": plan.disks[0].cache if plan.disks else "",
+            "qemu": self.emulator.version,
+            "libvirt": connection.libvirt_version,
+            "libvirt_uri": connection.uri,
+            "join": "cgroup.procs before exec" if PROCS_VARIABLE in plan.environment else "none",
+        }
+
+    def _archive(self, spec: InstanceSpec) -> Initramfs:
+        extra = spec.extra_modules
+        if extra not in self._initramfs:
+            self._initramfs[extra] = initramfs(self.kernel, agent_path(), extra)
+        return self._initramfs[extra]
+
+    @staticmethod
+    def _pairs(spec: InstanceSpec, archive: Initramfs) -> list[tuple[str, str]]:
+        groups = ["disk", "entropy", "extra"]
+        if network.nic(spec) is not None:
+            groups.append("network")
+        guest = [("guest.module", name) for name in archive.modules(*groups)]
+        guest += rootfs.guest_keys(spec) + network.guest_keys(spec)
+        same = spec.security is Security.SAME
+        return run_record(spec, guest, seccomp=seccomp_program() if same else b"")
+
+    # -- by running something --------------------------------------------------------
+
+    def _size(self, spec: InstanceSpec) -> memory.Size:
+        """The guest's RAM; measured by a boot of its own where nobody has yet."""
+        parts: tuple[object, ...] = (
+            self.kernel.digest,
+            self._archive(spec).digest,
+            self.verdict.accelerator.kind,
+            self.emulator.identity,
+            self.machine.type,
+            vcpu_count(spec),
+            network.nic(spec) is not None,
+        )
+        limits = spec.limits
+        key = (*parts, limits.memory_bytes, limits.memory_basis)
+        if key not in self._sizes:
+            self._sizes[key] = memory.guest_size(
+                spec, repr(parts), lambda ram: self._available(spec, ram)
+            )
+        return self._sizes[key]
+
+    def _available(self, spec: InstanceSpec, ram_bytes: int) -> int | None:
+        """Memory available at `started` in a guest with this much RAM."""
+        trial = dataclasses.replace(spec, id=f"{spec.id}m", listen_port=0)
+        archive = self._archive(spec)
+        deadline_ns = time.monotonic_ns() + int(MEASURE_LIMIT_S * 1e9)
+        size = memory.Size(ram_bytes)
+        pairs = self._pairs(trial, archive)
+        with self._launch(trial, archive, size, self.verdict, pairs) as instance:
+            try:
+                if not instance.wait(Event.STARTED, deadline_ns):
+                    return None
+                # Taken by the agent just before the exec; what was started is not wanted.
+                instance.signal(signal.SIGKILL)
+                instance.wait(Event.EXITED, deadline_ns)
+            except LaunchFailed:
+                return None  # the trials will fail the same way, and be counted there
+            value = instance.receipt.get("mem_available_bytes")
+            return int(value) if isinstance(value, str) else None
+
+    def _try_boot(self, verdict: Verdict) -> str:
+        """Stage two of the probe: the real kernel to `init`; what went wrong, or ""."""
+        from bench.model import Image, ImageConfig, Limits
+
+        nothing = Image("none", "", Path("/"), 0, "", "amd64", ImageConfig(), "")
+        spec = InstanceSpec(
+            id=f"{self.context.tag}-probe",
+            image=nothing,
+            argv=(),
+            limits=Limits(memory_bytes=None),
+            accounting=False,
+            cpu_set=(),
+        )
+        size = memory.Size(DEFAULT_RAM_BYTES)
+        archive = self._archive(spec)
+        deadline_ns = time.monotonic_ns() + int(BOOT_LIMIT_S * 1e9)
+        with self._launch(spec, archive, size, verdict, None) as instance:
+            try:
+                if instance.wait(Event.INIT, deadline_ns):
+                    return ""
+            except LaunchFailed as failure:
+                return f"the guest kernel does not boot under it: {failure.message}"
+        return f"the guest kernel did not reach its init within {BOOT_LIMIT_S:.0f} s"
+
+
+def _cgroup(tag: str, spec: InstanceSpec) -> Cgroup:
+    """Accounted and pinned, never limited in memory: that limit is the guest's RAM."""
+    limits = CgroupLimits(
+        memory_bytes=None, swap_bytes=0, cpu_set=spec.cpu_set, cpu_quota=spec.cpu_quota
+    )
+    try:
+        return Cgroup.create(tag, spec.id, limits)
+    except HostCannot:
+        raise
+    except HvctError as error:
+        raise LaunchFailed(error.message, error.hint) from error
+
+
+@contextlib.contextmanager
+def _files(runtime_dir: Path, id: str) -> Iterator[Path]:
+    """A folder for an instance's socket and console, removed with them."""
+    runtime_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="vm-", dir=runtime_dir))
+    try:
+        yield folder
+    finally:
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -1,0 +1,232 @@
+"""From a plan of a virtual machine to libvirt's domain XML. Pure: nothing here acts."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.model import InstanceSpec
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+CHANNEL_NAME = "org.hvct.agent"
+DEFAULT_RAM_BYTES = 512 << 20  # for a specification without a memory limit
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A QEMU machine type and where its devices sit.
+
+    Attributes:
+        type: libvirt's machine name.
+        on_root_bus: devices get fixed slots on the root bus, which spares the guest
+            one bridge per device to enumerate.
+        acpi: whether the guest is given ACPI tables.
+    """
+
+    type: str
+    on_root_bus: bool = True
+    acpi: bool = True
+
+
+MACHINES: Mapping[str, Machine] = {
+    "q35": Machine("q35"),
+    "pc": Machine("pc"),
+}
+
+# Device → slot on the root bus. Fixed, so that every guest enumerates the same tree.
+SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7}
+
+# Why each word is there. Mitigations stay at the kernel's defaults.
+_COMMAND_LINE = (
+    "quiet",  # errors and worse reach the console: a panic, a kill for lack of memory
+    "panic=-1",  # a panic resets at once, and a reset ends the domain
+    "reboot=t",  # by triple fault: no firmware to ask
+    "tsc=reliable",  # no calibration against other timers
+    "no_timer_check",
+    "cryptomgr.notests=1",  # the crypto self tests take 0.2 s under TCG
+    "no5lvl",
+    "nokaslr",
+    "rdinit=/init",
+)
+# Patching out lock prefixes costs an emulator more than the prefixes do.
+_EMULATED_COMMAND_LINE = ("noreplace-smp",)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A raw file as a virtio-blk disk."""
+
+    target: str
+    path: Path
+    read_only: bool = True
+    cache: str = "writeback"  # through the host's page cache; "none" is O_DIRECT
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A tap that exists already, seen by the guest as a virtio-net card."""
+
+    link: str
+    mac: str
+
+
+@dataclass(frozen=True)
+class DomainPlan:
+    """Everything that decides what one domain is.
+
+    Attributes:
+        kind: ``kvm`` or ``tcg``.
+        emulator: what libvirt executes; our wrapper around QEMU.
+        environment: variables of the emulator process.
+        channel: the socket QEMU connects to.
+        console: file for the serial console.
+        verbose_console: all kernel messages rather than only a panic's.
+        disabled_features: CPU features taken from the guest.
+        cpu_set: host CPUs for all of QEMU's threads, where no cgroup sets them.
+    """
+
+    name: str
+    kind: str
+    memory_bytes: int
+    vcpus: int
+    emulator: Path
+    kernel: Path
+    initramfs: Path
+    channel: Path
+    console: Path
+    disks: tuple[Disk, ...] = ()
+    nic: Nic | None = None
+    machine: Machine = MACHINES["q35"]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    verbose_console: bool = False
+    disabled_features: tuple[str, ...] = ()
+    cpu_set: tuple[int, ...] = ()
+
+
+def domain_name(spec: InstanceSpec) -> str:
+    """The libvirt name of an instance."""
+    return f"hvct-{spec.id}"
+
+
+def vcpu_count(spec: InstanceSpec) -> int:
+    """vCPUs of an instance: its CPUs, a fraction rounded up (the quota takes the rest)."""
+    return max(1, math.ceil(spec.limits.cpus))
+
+
+def command_line(plan: DomainPlan) -> str:
+    """The guest kernel's command line."""
+    words = [*_COMMAND_LINE, "console=ttyS0"]
+    if plan.kind == "tcg":
+        words += _EMULATED_COMMAND_LINE
+    if plan.verbose_console:
+        words.remove("quiet")
+        words += ["ignore_loglevel", "printk.time=1"]
+    return " ".join(words)
+
+
+def domain_xml(plan: DomainPlan) -> str:
+    """The domain as libvirt is given it."""
+    # The prefix must be `qemu` for libvirt's parser to see its own extension.
+    ET.register_namespace("qemu", QEMU_NAMESPACE)
+    domain = ET.Element("domain", type="kvm" if plan.kind == "kvm" else "qemu")
+    _text(domain, "name", plan.name)
+    _text(domain, "memory", str(-(-plan.memory_bytes // 1024)), unit="KiB")
+    vcpu = _text(domain, "vcpu", str(plan.vcpus), placement="static")
+    if plan.cpu_set:
+        vcpu.set("cpuset", ",".join(map(str, plan.cpu_set)))
+    _add_boot(domain, plan)
+    features = _add(domain, "features")
+    if plan.machine.acpi:
+        _add(features, "acpi")
+    _add(features, "apic")
+    _add_cpu(domain, plan)
+    clock = _add(domain, "clock", offset="utc")
+    _add(clock, "timer", name="hpet", present="no")
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        _text(domain, event, "destroy")
+    _add_devices(domain, plan)
+    # Nothing but the files named here is touched by libvirt's own confinement.
+    _add(domain, "seclabel", type="none")
+    _add_qemu(domain, plan)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _add_boot(domain: ET.Element, plan: DomainPlan) -> None:
+    boot = _add(domain, "os")
+    _text(boot, "type", "hvm", arch="x86_64", machine=plan.machine.type)
+    _text(boot, "kernel", str(plan.kernel))
+    _text(boot, "initrd", str(plan.initramfs))
+    _text(boot, "cmdline", command_line(plan))
+
+
+def _add_cpu(domain: ET.Element, plan: DomainPlan) -> None:
+    if plan.kind == "kvm":
+        cpu = _add(domain, "cpu", mode="host-passthrough", check="none", migratable="off")
+    else:
+        # Everything the emulator can do, RDRAND included: without it the guest's
+        # entropy comes a second late and servers wait for it.
+        cpu = _add(domain, "cpu", mode="maximum", check="none", migratable="off")
+    for name in plan.disabled_features:
+        _add(cpu, "feature", policy="disable", name=name)
+
+
+def _add_devices(domain: ET.Element, plan: DomainPlan) -> None:
+    devices = _add(domain, "devices")
+    _text(devices, "emulator", str(plan.emulator))
+    _add(devices, "controller", type="usb", model="none")
+    serial_bus = _add(devices, "controller", type="virtio-serial", index="0", ports="2")
+    _place(serial_bus, plan, "channel")
+    for item in plan.disks:
+        disk = _add(devices, "disk", type="file", device="disk")
+        driver = _add(disk, "driver", name="qemu", type="raw", cache=item.cache)
+        if item.cache == "none":
+            driver.set("io", "native")
+        _add(disk, "source", file=str(item.path))
+        _add(disk, "target", dev=item.target, bus="virtio")
+        if item.read_only:
+            _add(disk, "readonly")
+        _place(disk, plan, item.target)
+    if plan.nic is not None:
+        nic = _add(devices, "interface", type="ethernet")
+        _add(nic, "target", dev=plan.nic.link, managed="no")
+        _add(nic, "mac", address=plan.nic.mac)
+        _add(nic, "model", type="virtio")
+        _add(nic, "rom", enabled="no")  # no network boot firmware to run
+        _place(nic, plan, "nic")
+    console = _add(devices, "serial", type="file")
+    _add(console, "source", path=str(plan.console))
+    _add(_add(console, "target", type="isa-serial", port="0"), "model", name="isa-serial")
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="connect", path=str(plan.channel))
+    _add(channel, "target", type="virtio", name=CHANNEL_NAME)
+    rng = _add(devices, "rng", model="virtio")
+    _text(rng, "backend", "/dev/urandom", model="random")
+    _place(rng, plan, "rng")
+    _add(devices, "memballoon", model="none")
+
+
+def _add_qemu(domain: ET.Element, plan: DomainPlan) -> None:
+    commandline = _add(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+    for name, value in plan.environment.items():
+        _add(commandline, f"{{{QEMU_NAMESPACE}}}env", name=name, value=value)
+    capabilities = _add(domain, f"{{{QEMU_NAMESPACE}}}capabilities")
+    # With it libvirt reads 400 CPU properties one by one before the guest may run (0.26 s).
+    _add(capabilities, f"{{{QEMU_NAMESPACE}}}del", capability="cpu-unavailable-features")
+
+
+def _place(device: ET.Element, plan: DomainPlan, name: str) -> None:
+    if plan.machine.on_root_bus:
+        _add(device, "address", type="pci", bus="0x00", slot=f"{SLOTS[name]:#04x}")
+
+
+def _add(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
+    return ET.SubElement(parent, tag, attributes)
+
+
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
+    element = _add(parent, tag, **attributes)
+    element.text = text
+    return element

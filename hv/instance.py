@@ -1,0 +1,390 @@
+"""One running virtual machine: the worker's word about QEMU, and the agent's channel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from bench.agent.session import AgentSession
+from bench.cgroup import Cgroup
+from bench.errors import HvctError, LaunchFailed
+from bench.model import (
+    Accelerator,
+    CpuUsage,
+    Event,
+    ExitStatus,
+    InstanceSpec,
+    MemoryUsage,
+    NetworkMode,
+    ProcessMemory,
+    Timeline,
+)
+from hv.connection import DomainLink
+
+if TYPE_CHECKING:
+    from bench.network import RunNetwork
+
+END_LIMIT_NS = 10_000_000_000
+VERDICT_LIMIT_NS = 1_000_000_000  # from a channel's end until the worker says why
+ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
+CONSOLE_TAIL_LINES = 4
+_AGENT_EVENTS = (Event.INIT, Event.STARTED, Event.LISTENING, Event.EXITED)
+_OOM_MARK = b"Out of memory: Killed process"
+
+
+class VmInstance:
+    """What `bench.backend.Instance` asks for, over the worker and the agent's channel.
+
+    Args:
+        resources: what `release` gives back after QEMU is dead: cgroup, tap, files.
+    """
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        timeline: Timeline,
+        accelerator: Accelerator,
+        link: DomainLink,
+        run_pairs: list[tuple[str, str]] | None,
+        cgroup: Cgroup | None,
+        network: RunNetwork | None,
+        console_path: Path,
+        resources: contextlib.ExitStack,
+        facts: dict[str, object],
+    ) -> None:
+        self.spec = spec
+        self.timeline = timeline
+        self.accelerator = accelerator
+        self.connect_host = spec.address.ip if spec.address else ""
+        self.link = link
+        self.cgroup = cgroup
+        self._run_pairs = run_pairs
+        self._network = network
+        self._console_path = console_path
+        self._console = b""
+        self._resources = resources
+        self._facts = facts
+        self._session: AgentSession | None = None
+        self._on_output: Callable[[str, bytes, int], None] | None = None
+        self._released: dict[str, float] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    # -- following ---------------------------------------------------------------------
+
+    def wait(self, event: Event, deadline_ns: int) -> bool:
+        """Handle what arrives until `event` has happened or the deadline passed."""
+        session = self._connected(deadline_ns)
+        if session is None:
+            return False
+        try:
+            return session.wait(event, deadline_ns)
+        except LaunchFailed as failure:
+            raise self._explain(failure) from failure
+        finally:
+            self._note_events()
+
+    def pump(self, timeout_s: float) -> None:
+        """Handle whatever has arrived, waiting at most `timeout_s` for something."""
+        if self._session is None:
+            self._connected(time.monotonic_ns() + int(timeout_s * 1e9))
+            return
+        self._session.pump(timeout_s)
+        self._note_events()
+        if self._session.error:
+            raise self._session.error
+        if self._session.closed and self._session.exit is None and self._released is None:
+            raise self._explain(LaunchFailed("the virtual machine ended without saying why"))
+
+    def _connected(self, deadline_ns: int) -> AgentSession | None:
+        """The session, once QEMU has opened the channel; RUN is sent at that moment."""
+        if self._session is not None:
+            return self._session
+        link = self.link
+        link.await_that(lambda: link.channel is not None or bool(link.failure), deadline_ns)
+        if link.accepted_ns is not None:
+            self.timeline.mark(Event.ACCEPTED, link.accepted_ns)
+        if link.channel is None:
+            if link.failure or link.over:
+                raise self._explain(LaunchFailed("the virtual machine was not started"))
+            return None
+        assert link.spawned_ns is not None
+        self.timeline.mark(Event.SPAWNED, link.spawned_ns)
+        channel, link.channel = link.channel, None
+        self._session = AgentSession(channel, shared_clock=False, on_output=self._on_output)
+        if self._run_pairs is not None:
+            self._session.send_run(self._run_pairs)
+        return self._session
+
+    def _note_events(self) -> None:
+        """Until clocks are compared, an event's arrival stands for it."""
+        if self._session is None:
+            return
+        for event in _AGENT_EVENTS:
+            if event not in self.timeline.marks_ns and event in self._session.received:
+                stamp = self._session.received[event]
+                self.timeline.mark(event, stamp, ARRIVAL_RESOLUTION_NS)
+
+    def synchronise(self) -> None:
+        """Map the guest's stamps to the host's clock by ping-pong; `kernel` becomes known.
+
+        The guest's clock may run at a slightly other rate: an event mapped to later than
+        its arrival shows by how much, which becomes its resolution.
+        """
+        session = self._session
+        if session is None or session.closed or "init" not in session.events:
+            return
+        try:
+            mapping = session.ping()
+        except LaunchFailed as failure:
+            raise self._explain(failure) from failure
+        marks, resolution = self.timeline.marks_ns, self.timeline.resolution_ns
+        late = 0
+        for event in _AGENT_EVENTS:
+            if event in session.events:
+                mapped = mapping.host_ns(session.events[event])
+                late = max(late, mapped - session.received[event])
+                marks[event] = min(mapped, session.received[event])
+        error_ns = mapping.error_ns + late
+        marks[Event.KERNEL] = mapping.boot_zero_ns - late
+        for event in (Event.KERNEL, *_AGENT_EVENTS):
+            if event in marks:
+                resolution[event] = error_ns
+        self._facts["clock_error_ns"] = error_ns
+
+    def _explain(self, failure: LaunchFailed) -> LaunchFailed:
+        """Say what worker and console know about an end without a word."""
+        session, link = self._session, self.link
+        if session is not None and (session.error or session.exit):
+            return failure
+        link.await_that(
+            lambda: link.ended_ns is not None or bool(link.failure),
+            time.monotonic_ns() + VERDICT_LIMIT_NS,
+        )
+        if link.failure:
+            return LaunchFailed(
+                f"libvirt did not start the virtual machine: {_one_line(link.failure)}",
+                "run ./hvct doctor",
+            )
+        if link.lost:
+            return LaunchFailed(
+                "the VM worker has ended, and all its virtual machines with it",
+                "somebody may have killed it; start the run again",
+            )
+        if link.status is None:
+            return failure
+        words = self._console_tail()
+        said = f"; its console said: {words}" if words else ""
+        if os.WIFSIGNALED(link.status):
+            return LaunchFailed(
+                f"QEMU ended with signal {os.WTERMSIG(link.status)}{said}",
+                "it may have been killed from outside, or for lack of host memory",
+            )
+        code = os.waitstatus_to_exitcode(link.status)
+        if code:
+            return LaunchFailed(f"QEMU ended with status {code}{said}", "run ./hvct doctor")
+        doing = "before its agent ran" if session is None or not session.hello else "by itself"
+        return LaunchFailed(
+            f"the guest ended {doing}{said}", "it may have too little memory, or have crashed"
+        )
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How the workload ended, None while it runs."""
+        return self._session.exit if self._session else None
+
+    @property
+    def stdout(self) -> bytes:
+        """What arrived so far (all of it after EXITED)."""
+        return self._session.stdout if self._session else b""
+
+    @property
+    def stderr(self) -> bytes:
+        """What arrived so far (all of it after EXITED)."""
+        return self._session.stderr if self._session else b""
+
+    @property
+    def receipt(self) -> dict[str, object]:
+        """What the agent reported about what really runs."""
+        return self._session.receipt if self._session else {}
+
+    @property
+    def up(self) -> bool:
+        """True once the agent runs in the guest."""
+        return self._session is not None and bool(self._session.hello)
+
+    def watch_output(self, callback: Callable[[str, bytes, int], None]) -> None:
+        """Have `callback(stream, data, host stamp)` called for output as it arrives."""
+        self._on_output = callback
+        if self._session is not None:
+            self._session.on_output = callback
+
+    def check_listener(self, port: int) -> None:
+        """A guest holds nobody else's sockets."""
+
+    def console(self) -> bytes:
+        """What the guest's kernel complained about: errors and worse, a panic above all."""
+        if self._released is None:
+            with contextlib.suppress(OSError):
+                self._console = self._console_path.read_bytes()
+        return self._console
+
+    def _console_tail(self) -> str:
+        lines = self.console().decode("utf-8", "replace").split("\n")
+        kept = [" ".join(line.split()) for line in lines if line.strip()]
+        panics = [number for number, line in enumerate(kept) if "Kernel panic" in line]
+        if panics:
+            return kept[panics[0]]
+        return " · ".join(kept[-CONSOLE_TAIL_LINES:])
+
+    # -- acting ------------------------------------------------------------------------
+
+    def send_stdin(self, data: bytes) -> None:
+        """Pass bytes to the workload's stdin; b"" closes it."""
+        self._need_session().send_stdin(data)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the workload (through the agent)."""
+        self._need_session().signal(number)
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Stop signal, then SIGKILL after the grace; returns at EXITED."""
+        self.timeline.mark(Event.STOP_REQUESTED, time.monotonic_ns())
+        try:
+            self._need_session().stop(self.spec.stop_signal, grace_s)
+        except LaunchFailed as failure:
+            raise self._explain(failure) from failure
+        finally:
+            self._note_events()
+
+    def fetch(self, path: str) -> bytes:
+        """The bytes of a regular file as seen from inside (untimed trials only)."""
+        return self._need_session().fetch(path)
+
+    def _need_session(self) -> AgentSession:
+        session = self._connected(time.monotonic_ns() + END_LIMIT_NS)
+        if session is None:
+            raise LaunchFailed("the virtual machine has not opened its channel")
+        return session
+
+    # -- accounting --------------------------------------------------------------------
+
+    def cpu(self) -> CpuUsage | None:
+        """CPU time of QEMU, vCPUs and emulator together; None without accounting."""
+        return self.cgroup.cpu() if self.cgroup else None
+
+    def memory(self) -> MemoryUsage | None:
+        """Memory charged to QEMU's cgroup now; None without accounting."""
+        return self.cgroup.memory() if self.cgroup else None
+
+    def process_memory(self) -> ProcessMemory | None:
+        """PSS and RSS of QEMU with its guest RAM; None without accounting."""
+        return self.cgroup.process_memory() if self.cgroup else None
+
+    def oom_kills(self) -> int:
+        """Processes killed for lack of memory, by the guest's kernel or by the host's.
+
+        The guest's says so on its console.
+        """
+        inside = self.console().count(_OOM_MARK)
+        if self.cgroup and self._released is None:
+            self._facts["host_oom_kills"] = self.cgroup.oom_kills()
+        outside = self._facts.get("host_oom_kills", 0)
+        return inside + (outside if isinstance(outside, int) else 0)
+
+    def describe(self) -> dict[str, object]:
+        """What was really set up: domain XML, kernel, RAM, disk path, versions."""
+        return dict(self._facts)
+
+    # -- ending ------------------------------------------------------------------------
+
+    def release(self) -> dict[str, float]:
+        """Kill QEMU, reap, remove the cgroup and the tap; idempotent. Marks RELEASED.
+
+        libvirt forgets the domain up to 0.2 s later, in the gap before the next trial.
+        """
+        if self._released is not None:
+            return self._released
+        final: dict[str, float] = {}
+        with contextlib.ExitStack() as undo:
+            # Last in, first out; each runs whatever the others do.
+            undo.push(self._resources.pop_all())
+            undo.callback(self.link.close)
+            if self._session is not None:
+                undo.callback(self._session.close)
+            self._end()
+            self.oom_kills()
+            if self.cgroup:
+                final.update(_counters(self.cgroup))
+                self.cgroup.remove()
+            self.timeline.mark(Event.RELEASED, time.monotonic_ns())
+        usage = self.link.usage
+        if usage:
+            final["rusage_user_s"] = usage["user_s"]
+            final["rusage_system_s"] = usage["system_s"]
+            final["rusage_max_rss_bytes"] = usage["max_rss_kib"] * 1024
+        self._released = final
+        return final
+
+    def _end(self) -> None:
+        """Kill QEMU and wait until it is reaped; by ourselves where the worker is gone."""
+        link = self.link
+        link.receive()
+        link.kill()
+        deadline_ns = time.monotonic_ns() + END_LIMIT_NS
+        link.await_that(lambda: link.ended_ns is not None or bool(link.failure), deadline_ns)
+        if link.lost:
+            link.kill()
+            if self.cgroup:
+                self.cgroup.kill()
+            if link.pidfd >= 0:
+                select.select([link.pidfd], [], [], END_LIMIT_NS / 1e9)
+        elif link.ended_ns is None and not link.failure and not link.forgotten:
+            raise LaunchFailed(
+                f"QEMU of {self.spec.id} (pid {link.pid}) outlived SIGKILL by 10 s",
+                "it is stuck in the kernel: look at its stack in /proc",
+            )
+
+    def wait_network_released(self, deadline_ns: int) -> bool:
+        """Wait until the kernel has dropped its tap; marks NETWORK_RELEASED."""
+        address = self.spec.address
+        if self.spec.network is NetworkMode.BRIDGE and address and self._network:
+            if not self._network.wait_link_gone(address.link, deadline_ns):
+                return False
+            self.timeline.mark(Event.NETWORK_RELEASED, time.monotonic_ns(), 1_000_000)
+        return True
+
+
+def _counters(cgroup: Cgroup) -> dict[str, float]:
+    """The cgroup's final values: exact, since nothing runs in it any more."""
+    final: dict[str, float] = {}
+    with contextlib.suppress(HvctError):
+        usage = cgroup.cpu()
+        final["cgroup_cpu_s"] = usage.total_s
+        final["cgroup_user_s"] = usage.user_s
+        final["cgroup_system_s"] = usage.system_s
+        final["throttled_s"] = usage.throttled_s
+    with contextlib.suppress(HvctError):
+        peak = cgroup.memory().peak_bytes
+        if peak is not None:
+            final["peak_bytes"] = float(peak)
+    return final
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]

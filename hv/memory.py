@@ -1,0 +1,115 @@
+"""How much RAM a guest gets, so that a limit means the same inside a VM as in a container.
+
+Of its RAM a guest keeps some for its kernel, page tables and reserves. For the basis
+``usable`` that reserve is measured by booting once for each kernel, size and device set,
+and kept; the formula is only the first guess (a second boot follows where it was off).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from bench.cache import cache_dir, lock, workspace
+from bench.errors import Refused
+from bench.model import InstanceSpec, MemoryBasis
+from hv.domain import DEFAULT_RAM_BYTES
+
+MIB = 1 << 20
+LEAST_RAM_BYTES = 96 * MIB
+"""The distribution's kernel with our initramfs boots in this; not in 64 MiB."""
+
+GOOD_ENOUGH = 0.005  # of the limit; agreement is promised within 2 %
+_FIXED_RESERVE_BYTES = 60 * MIB
+_PROPORTIONAL_RESERVE = 0.03  # page structures, watermarks
+
+
+@dataclass(frozen=True)
+class Size:
+    """A guest's RAM, and what was seen available in it at `started` (None: not measured)."""
+
+    ram_bytes: int
+    available_bytes: int | None = None
+
+
+def guess(limit_bytes: int) -> int:
+    """RAM that will leave about `limit_bytes` available."""
+    return _whole(_FIXED_RESERVE_BYTES + limit_bytes * (1 + _PROPORTIONAL_RESERVE))
+
+
+def least_limit(basis: MemoryBasis) -> int:
+    """The smallest memory limit with which a guest boots."""
+    if basis is MemoryBasis.NOMINAL:
+        return LEAST_RAM_BYTES
+    fixed = LEAST_RAM_BYTES - _FIXED_RESERVE_BYTES
+    return _whole(fixed / (1 + _PROPORTIONAL_RESERVE))
+
+
+def check(spec: InstanceSpec) -> None:
+    """Decline a limit that no guest boots with, before anything is started.
+
+    Raises:
+        Refused: with the smallest that would do.
+    """
+    limit = spec.limits.memory_bytes
+    if limit is None:
+        return
+    least = least_limit(spec.limits.memory_basis)
+    if limit < least:
+        raise Refused(
+            f"a VM does not boot with {limit / MIB:.0f} MiB of memory",
+            f"give it at least {-(-least // MIB)} MiB",
+        )
+
+
+def guest_size(spec: InstanceSpec, key: str, measure: Callable[[int], int | None]) -> Size:
+    """The RAM for an instance.
+
+    Args:
+        key: everything besides the limit that decides the reserve.
+        measure: boots a guest with this much RAM and returns what is available in it at
+            `started`, None when it got no further.
+    """
+    limit = spec.limits.memory_bytes
+    if limit is None:
+        return Size(DEFAULT_RAM_BYTES)
+    if spec.limits.memory_basis is MemoryBasis.NOMINAL:
+        return Size(_whole(limit))
+    name = sha256(f"{key}\0{limit}".encode()).hexdigest()[:32]
+    path = cache_dir("vm", "memory") / f"{name}.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        return Size(kept["ram_bytes"], kept["available_bytes"])
+    with lock("vm-memory"):
+        size = _measured(limit, measure)
+        if size.available_bytes is not None:
+            with workspace("memory") as folder:
+                made = folder / "size"
+                made.write_text(json.dumps(vars(size)))
+                os.replace(made, path)
+    return size
+
+
+def _measured(limit: int, measure: Callable[[int], int | None]) -> Size:
+    size = Size(max(guess(limit), LEAST_RAM_BYTES))
+    for _ in range(3):
+        available = measure(size.ram_bytes)
+        if available is None:
+            return size
+        size = Size(size.ram_bytes, available)
+        missing = limit - available
+        if abs(missing) <= max(limit * GOOD_ENOUGH, MIB / 2):
+            break
+        larger = _whole(size.ram_bytes + missing * (1 + _PROPORTIONAL_RESERVE))
+        if larger == size.ram_bytes:
+            break
+        size = Size(max(larger, LEAST_RAM_BYTES))
+    return size
+
+
+def _whole(size: float) -> int:
+    """Rounded to a MiB, the unit in which libvirt gives a guest its RAM."""
+    return max(MIB, round(size / MIB) * MIB)
