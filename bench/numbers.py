@@ -131,9 +131,9 @@ def format_p(p_value: float | None) -> str:
 
 def _magnitude(estimate: float, low: float, high: float) -> float:
     """What picks the unit: the estimate, or the interval's larger end beside a tiny estimate."""
-    ends = [abs(end) for end in (low, high) if math.isfinite(end)]
+    largest = max((abs(end) for end in (low, high) if math.isfinite(end)), default=0.0)
     size = abs(estimate) if math.isfinite(estimate) else 0.0
-    return max(size, max(ends, default=0.0) / 10.0)
+    return size if size * 10.0 > largest else largest
 
 
 def _choose(size: float, unit: str) -> tuple[float, str]:

@@ -16,6 +16,8 @@ from bench.stats.verdict import ArmLevel, Comparison, Verdict
 SCOPE = "in this run on this host"
 
 _AS_ARM = {"vm": "as a VM", "container": "in a container", "process": "as a bare process"}
+_AFTER_AS = {"vm": "a VM", "container": "in a container", "process": "a bare process"}
+_AFTER_FROM = {"vm": "a VM", "container": "a container", "process": "a bare process"}
 _BYTES = frozenset({"B", "byte", "bytes"})
 
 
@@ -25,12 +27,14 @@ def sentence(comparison: Comparison) -> str:
     Under emulation it begins so and concludes nothing about virtualisation.
     """
     c = comparison
-    subject = f"{_as_arm(c.arm)} {c.workload}"
+    subject = f"{_place(c.arm, _AS_ARM)} {c.workload}"
     if c.verdict is Verdict.REFUSED:
         return f"{SCOPE}, {_name(c)} of {c.workload} is not compared: {c.reason}"
     if c.estimate is None:
         return f"{SCOPE}, {_name(c)} of {c.workload} has no figure: {c.reason}"
-    said = f"{subject} {_effect(c)} {_as_arm(c.baseline)}"
+    effect = _effect(c)
+    other = _place(c.baseline, _AFTER_FROM if effect.endswith(" from") else _AFTER_AS)
+    said = f"{subject} {effect} {other}"
     if c.verdict is Verdict.EMULATED:
         return f"under emulation, {SCOPE}, {said}: this describes an emulator, no verdict"
     return f"{SCOPE}, {said}{_ending(c)}"
@@ -73,11 +77,12 @@ def verdict_text(comparison: Comparison) -> str:
     return text
 
 
-def _as_arm(arm: str) -> str:
+def _place(arm: str, words: dict[str, str]) -> str:
     """``vm`` → as a VM; ``vm (TCG)`` → as a VM (TCG); another arm by its name."""
     name, space, accelerator = arm.partition(" ")
-    known = _AS_ARM.get(name)
-    return f"{known}{space}{accelerator}" if known else f"under {arm}"
+    if name in words:
+        return f"{words[name]}{space}{accelerator}"
+    return arm if words is _AFTER_FROM else f"under {arm}"
 
 
 def _name(c: Comparison) -> str:
