@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench.cache import cache_dir, lock, publish, workspace
-from bench.errors import oserror
+from bench.errors import HvctError, oserror
 from bench.image.erofs import make_volume
 from bench.image.users import Accounts, read_accounts
 from bench.model import Ids, Image, ImageConfig
@@ -182,10 +182,7 @@ def store_tree(
         packages=packages,
         newest_mtime=volume.newest_mtime,
     )
-    try:
-        _publish(Entry(image, recipe, time.time(), read_accounts(tree)), volume.path)
-    except OSError as error:
-        raise oserror("write", image.path, error) from error
+    _publish(Entry(image, recipe, time.time(), read_accounts(tree)), volume.path)
     return image
 
 
@@ -205,6 +202,9 @@ def build_space() -> Iterator[Path]:
     """A workspace for one build; those of builds that were killed are swept first.
 
     A live one is held by a lock that dies with its process, which is how the dead are told.
+
+    Raises:
+        HvctError: a file of the build could not be written (disk full), in one line.
     """
     with lock("image-sweep"):
         _sweep()
@@ -214,9 +214,23 @@ def build_space() -> Iterator[Path]:
         fcntl.flock(held, fcntl.LOCK_EX)
     try:
         yield path
+    except OSError as error:
+        failure = oserror("write", error.filename or path, error)
+        raise _about_space(failure) or failure from error
+    except HvctError as error:
+        raise _about_space(error) or error from error.__cause__
     finally:
         held.close()
         space.__exit__(None, None, None)
+
+
+def _about_space(error: HvctError) -> HvctError | None:
+    if "no space left" not in error.message.lower():
+        return None
+    return HvctError(
+        f"the disk of the cache {cache_dir()} is full: No space left on device",
+        "free some space, or set XDG_CACHE_HOME to a folder on a larger disk",
+    )
 
 
 def _sweep() -> None:

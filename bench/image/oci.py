@@ -152,8 +152,6 @@ def _explained(error: HvctError, origin: str) -> HvctError:
     """What skopeo or umoci said, as one line for the user."""
     said = re.findall(r'msg="((?:[^"\\]|\\.)*)"', error.message) or [error.message]
     reason = str(said[-1]).replace('\\"', '"')
-    if "no space left" in reason.lower():
-        return HvctError(f"the cache is full: {reason}", "free space, or set XDG_CACHE_HOME")
     if "no image found in" in reason:
         return _wrong_architecture(origin, "others")
     return BadInput(f"{origin} is damaged or no image: {reason}", EXPORT)

@@ -90,11 +90,13 @@ def _read(dirfd: int, path: str) -> str:
             ) from error
         failure = oserror("openat2", f"/{path} of the image", error)
         raise BadInput(failure.message, "repair the image") from error
-    with open(opened, "rb") as handle:
-        info = os.fstat(handle.fileno())
+    try:
+        info = os.fstat(opened)
         if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST_TABLE_BYTES:
             raise BadInput(f"/{path} of the image is not a table of accounts", "repair the image")
-        return handle.read(LARGEST_TABLE_BYTES).decode("utf-8", "replace")
+        return os.read(opened, LARGEST_TABLE_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(opened)
 
 
 def _rows(table: str, fields: int) -> Iterator[list[str]]:
