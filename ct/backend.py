@@ -69,7 +69,7 @@ class Plan:
 class LauncherBackend(ABC):
     """A backend over the launcher; subclasses say which plan an instance gets."""
 
-    name: ClassVar[str]
+    name: str
     instance_class: ClassVar[type[LauncherInstance]] = LauncherInstance
     uses_bridge: ClassVar[bool] = True  # False: the host's network whatever is asked for
 

@@ -163,6 +163,10 @@ class LauncherInstance:
         """Pass bytes to the workload's stdin; b"" closes it."""
         self._session.send_stdin(data)
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the workload's terminal its size."""
+        self._session.window(rows, columns)
+
     def signal(self, number: int) -> None:
         """Send a signal to the workload (through the agent)."""
         self._session.signal(number)
