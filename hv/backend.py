@@ -310,6 +310,7 @@ class VmBackend:
             self.machine.type,
             vcpu_count(spec),
             network.nic(spec) is not None,
+            rootfs.host_thp(),
         )
         limits = spec.limits
         key = (*parts, limits.memory_bytes, limits.memory_basis)

@@ -19,12 +19,16 @@ from bench.model import InstanceSpec, MemoryBasis
 from hv.domain import DEFAULT_RAM_BYTES
 
 MIB = 1 << 20
-LEAST_RAM_BYTES = 96 * MIB
+LEAST_RAM_BYTES = 80 * MIB
 """The distribution's kernel with our initramfs boots in this; not in 64 MiB."""
 
 GOOD_ENOUGH = 0.005  # of the limit; agreement is promised within 2 %
-_FIXED_RESERVE_BYTES = 60 * MIB
-_PROPORTIONAL_RESERVE = 0.03  # page structures, watermarks
+_FIXED_RESERVE_BYTES = 50 * MIB  # the kernel itself, its tables, the agent
+_PROPORTIONAL_RESERVE = 0.04  # page structures
+# For huge pages the kernel keeps a twentieth of its memory free, up to 44 MiB, and half
+# as much again before it counts memory as available.
+_WATERMARK_SHARE = 0.075
+_WATERMARK_MOST_BYTES = 66 * MIB
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,18 @@ class Size:
 
 def guess(limit_bytes: int) -> int:
     """RAM that will leave about `limit_bytes` available."""
-    return _whole(_FIXED_RESERVE_BYTES + limit_bytes * (1 + _PROPORTIONAL_RESERVE))
+    plain = _FIXED_RESERVE_BYTES + limit_bytes
+    shared = plain / (1 - _PROPORTIONAL_RESERVE - _WATERMARK_SHARE)
+    capped = (plain + _WATERMARK_MOST_BYTES) / (1 - _PROPORTIONAL_RESERVE)
+    return _whole(min(shared, capped))
 
 
 def least_limit(basis: MemoryBasis) -> int:
     """The smallest memory limit with which a guest boots."""
     if basis is MemoryBasis.NOMINAL:
         return LEAST_RAM_BYTES
-    fixed = LEAST_RAM_BYTES - _FIXED_RESERVE_BYTES
-    return _whole(fixed / (1 + _PROPORTIONAL_RESERVE))
+    share = 1 - _PROPORTIONAL_RESERVE - _WATERMARK_SHARE
+    return _whole(LEAST_RAM_BYTES * share - _FIXED_RESERVE_BYTES)
 
 
 def check(spec: InstanceSpec) -> None:

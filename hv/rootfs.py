@@ -53,9 +53,21 @@ def guest_keys(spec: InstanceSpec) -> list[tuple[str, str]]:
         ("guest.shm_bytes", str(limits.shm_bytes)),
         ("guest.pids", str(limits.pids)),
     ]
+    thp = host_thp()
+    if thp:
+        keys.append(("guest.thp", thp))
     if limits.scratch_bytes:
         keys.append(("guest.scratch", f"/dev/{SCRATCH_TARGET}"))
     return keys
+
+
+def host_thp() -> str:
+    """The host's mode of transparent huge pages, which the guest is to have too; "" unknown."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return ""
+    return text.partition("[")[2].partition("]")[0]
 
 
 def _write_all(path: Path, size_bytes: int) -> None:

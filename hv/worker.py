@@ -75,6 +75,7 @@ class Worker:
         self.selector = selectors.DefaultSelector()
         self.domains: dict[str, Domain] = {}
         self.connection: libvirt.virConnect
+        self.waiting: list[tuple[dict[str, Any], socket.socket]] = []
         self.suspects: set[int] = set()
         self.sweep_at: float | None = None
         self.dismissed = False
@@ -128,10 +129,14 @@ class Worker:
             self.dismissed = True
             self.open = False
             return
-        self._start(request, socket.socket(fileno=descriptors[0]))
+        wire = socket.socket(fileno=descriptors[0])
+        self._send(wire, {"event": "accepted", "ns": time.monotonic_ns()})
+        if request["name"] in self.domains:  # libvirt has not yet forgotten the last of this name
+            self.waiting.append((request, wire))
+        else:
+            self._start(request, wire)
 
     def _start(self, request: dict[str, Any], wire: socket.socket) -> None:
-        self._send(wire, {"event": "accepted", "ns": time.monotonic_ns()})
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         domain = Domain(request["name"], wire, listener, request["channel"])
         self.domains[domain.name] = domain
@@ -253,6 +258,11 @@ class Worker:
             self.selector.unregister(domain.wire)
         domain.wire.close()
         self.domains.pop(domain.name, None)
+        for item in self.waiting:
+            if item[0]["name"] == domain.name:
+                self.waiting.remove(item)
+                self._start(*item)
+                return
 
     def _drop_pidfd(self, domain: Domain) -> None:
         self.selector.unregister(domain.pidfd)
@@ -318,6 +328,7 @@ class Worker:
         """Kill every domain and wait until QEMU is dead and libvirt has forgotten it."""
         with contextlib.suppress(KeyError):
             self.selector.unregister(self.control)
+        self.waiting.clear()
         for domain in list(self.domains.values()):
             self._kill(domain)
         deadline = time.monotonic() + CREATE_LIMIT_S

@@ -318,10 +318,20 @@ static int name_machine(const struct run *run) {
     return 0;
 }
 
+/* A kernel decides by its memory's size; here it is as on the host, whatever the size. */
+static int set_huge_pages(const char *mode) {
+    static const char path[] = "/sys/kernel/mm/transparent_hugepage/enabled";
+    if (access(path, F_OK) == 0 && write_file(path, "%s", mode))
+        return fail("guest.thp", mode);
+    return 0;
+}
+
 int guest_set_up(const struct run *run, int *cgroup_procs) {
     const struct guest *guest = &run->guest;
     if (!guest->root)
         return errno = EINVAL, fail("guest.root", "no device was named");
+    if (guest->thp && set_huge_pages(guest->thp))
+        return -1;
     for (const char **module = guest->modules; *module; module++)
         if (load_module(*module))
             return fail("guest.module", *module);

@@ -70,6 +70,7 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
         {"guest.scratch", &guest->scratch},
         {"guest.address", &guest->address},
         {"guest.neighbour", &guest->neighbour},
+        {"guest.thp", &guest->thp},
     };
     struct {
         const char *key;
