@@ -1,9 +1,18 @@
-"""Images that many tests share: built once, kept in the normal cache."""
+"""What many tests share: images, built once and kept in the normal cache, and agents."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from bench.agent import build
+from bench.command import run
 from bench.errors import HostCannot
 from bench.image import store
 from bench.model import Image
@@ -26,3 +35,60 @@ def busybox() -> Image:
 def default_image() -> Image:
     """The image with the workloads' programs; building it takes half a minute, once."""
     return _prepared("default")
+
+
+class Agents:
+    """Starts agents, each on one end of a socket pair, and ends them."""
+
+    def __init__(self, program: Path, pid1: bool, log: Path) -> None:
+        self._program, self._pid1, self._log = program, pid1, log
+        self._running: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
+
+    def start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        """Our end of the channel, and the process (of ``unshare`` where it is PID 1)."""
+        ours, theirs = socket.socketpair()
+        # -m and -p: a /proc of its own, and PID 1.
+        before = ["unshare", "-mpf", "--mount-proc", "--kill-child"] if self._pid1 else []
+        with self._log.open("ab") as log, theirs:
+            argv = [*before, str(self._program), f"--channel={theirs.fileno()}"]
+            process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=log)
+        self._running.append((ours, process))
+        return ours, process
+
+    def end(self) -> None:
+        """Close every channel; every agent must end by itself, and have complained of nothing."""
+        for ours, _ in self._running:
+            ours.close()
+        try:
+            for _, process in self._running:
+                assert process.wait(10) == 0
+        finally:
+            for _, process in self._running:
+                process.kill()
+                process.wait()
+        assert not self._log.exists() or self._log.read_text() == ""
+
+
+@pytest.fixture(scope="session")
+def sanitized_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent built with the address and undefined-behaviour sanitizers."""
+    compiler = shutil.which("clang") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("neither clang nor gcc is installed")
+    made = tmp_path_factory.mktemp("sanitized") / "agent"
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
+    sources = sorted(map(str, Path(build.__file__).parent.glob("*.c")))
+    run([compiler, *build.FLAGS, *sanitize, "-o", made, *sources])
+    return made
+
+
+@pytest.fixture(params=["process", pytest.param("pid 1", marks=pytest.mark.root), "sanitized"])
+def agents(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Agents]:
+    """Agents as a plain process, as PID 1 of a namespace, and built with sanitizers."""
+    if request.param == "pid 1" and os.geteuid() != 0:
+        pytest.skip("a PID namespace needs root")
+    sanitized = request.param == "sanitized"
+    program = request.getfixturevalue("sanitized_agent") if sanitized else build.agent_path()
+    started = Agents(program, request.param == "pid 1", tmp_path / "agent.log")
+    yield started
+    started.end()

@@ -210,7 +210,10 @@ class AgentSession:
             return
         self._incoming += data
         for kind, payload in unpack(self._incoming):
-            self._dispatch(kind, payload, now)
+            try:
+                self._dispatch(kind, payload, now)
+            except (KeyError, ValueError) as error:
+                raise LaunchFailed(f"the agent sent a malformed record (type {kind})") from error
 
     def _dispatch(self, kind: int, payload: bytes, now: int) -> None:
         if kind == Frame.STDOUT or kind == Frame.STDERR:
