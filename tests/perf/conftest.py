@@ -1,0 +1,78 @@
+"""Measuring hvct itself: interleaved pairs, printed as ratios beside targets, never asserted."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from bench.stats.signed_rank import interval, pseudomedian
+
+Measure = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One ratio: `ours` over `theirs`, in pairs measured beside each other, in seconds."""
+
+    name: str
+    target: float
+    ours: list[float]
+    theirs: list[float]
+
+    def text(self) -> str:
+        """The ratio with its 95 % interval, both medians, and whether the target was reached."""
+        logs = [math.log(a / b) for a, b in zip(self.ours, self.theirs, strict=True)]
+        low, high = (math.exp(limit) for limit in interval(logs))
+        ratio = math.exp(pseudomedian(logs))
+        verdict = "reached" if high <= self.target else "missed" if low > self.target else "open"
+        a, b = (statistics.median(values) * 1e3 for values in (self.ours, self.theirs))
+        return (
+            f"{self.name:58} {ratio:6.3f} [{low:.3f}, {high:.3f}]  target {self.target:<5g} "
+            f"{verdict:8} {a:9.2f} ms ÷ {b:9.2f} ms, n = {len(logs)}"
+        )
+
+
+@dataclass
+class Table:
+    """All ratios of a session, printed at its end."""
+
+    lines: list[Line] = field(default_factory=list)
+
+    def compare(
+        self, name: str, target: float, ours: Measure, theirs: Measure, *, n: int = 24,
+        gap_s: float = 0.02,
+    ) -> None:  # fmt: skip
+        """Measure both `n` times in random order within each pair, `gap_s` apart."""
+        pairs: dict[Measure, list[float]] = {ours: [], theirs: []}
+        order = random.Random(20)
+        for measure in (ours, theirs):  # what is paid once is paid here
+            measure()
+        for _ in range(n):
+            for measure in order.sample((ours, theirs), 2):
+                time.sleep(gap_s)
+                pairs[measure].append(measure())
+        self.lines.append(Line(name, target, pairs[ours], pairs[theirs]))
+
+
+_TABLE = pytest.StashKey[Table]()
+
+
+@pytest.fixture(scope="session")
+def ratios(request: pytest.FixtureRequest) -> Iterator[Table]:
+    """The table that the session prints."""
+    yield request.config.stash.setdefault(_TABLE, Table())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the ratios; hvct over the other one, so less is better."""
+    table = terminalreporter.config.stash.get(_TABLE, Table())
+    if table.lines:
+        terminalreporter.section("ratios (interleaved pairs, pseudomedian and 95 % interval)")
+        for line in table.lines:
+            terminalreporter.write_line(line.text())
