@@ -259,7 +259,7 @@ class ContainerBackend(LauncherBackend):
                 *network.link_steps(spec),
                 *rootfs.root_steps(lower, spec),
                 *rootfs.kernel_steps(unified=unified),
-                *rootfs.device_steps(spec, bind=self.user, own_ipc=True),
+                *rootfs.device_steps(spec.limits.shm_bytes, bind=self.user, own_ipc=True),
                 *rootfs.hosts_steps(spec),
                 steps.hostname(spec.hostname),
                 *network.interface_steps(spec),

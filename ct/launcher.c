@@ -570,7 +570,7 @@ static void parse(struct request *request, size_t size) {
 }
 
 /* Receive one record with its descriptors. Returns its size, 0 at the end, -1 to try again. */
-static ssize_t receive(struct request *request) {
+static ssize_t receive(struct request *request, uint64_t *received_ns) {
     union {
         char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
         struct cmsghdr align;
@@ -581,6 +581,7 @@ static ssize_t receive(struct request *request) {
                              .msg_control = &control,
                              .msg_controllen = sizeof control};
     ssize_t size = recvmsg(sock, &message, MSG_CMSG_CLOEXEC);
+    *received_ns = now_ns();
     if (size < 0)
         return errno == EINTR || errno == EAGAIN ? -1 : 0;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header;
@@ -934,8 +935,8 @@ int main(int argc, char **argv) {
         memset(&request, 0, sizeof request);
         outcome->failed = FAILED_NOTHING;
         outcome->loop = -1;
-        ssize_t size = receive(&request);
-        uint64_t accepted_ns = now_ns();
+        uint64_t accepted_ns;
+        ssize_t size = receive(&request, &accepted_ns);
         if (size < 0)
             continue;
         int end = size > 0 && strcmp(request.kind, "end") == 0;

@@ -87,7 +87,7 @@ class ProcessBackend(LauncherBackend):
             (
                 *rootfs.root_steps(lower, spec),
                 *rootfs.kernel_steps(unified=False),
-                *rootfs.device_steps(spec, bind=False, own_ipc=False),
+                *rootfs.device_steps(spec.limits.shm_bytes, bind=False, own_ipc=False),
                 *rootfs.hosts_steps(spec),
                 steps.detach(),
             ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bench.errors import HvctError, LaunchFailed
@@ -107,6 +108,7 @@ def root_steps(lower: Lower, spec: InstanceSpec) -> tuple[Step, ...]:
     )
 
 
+@cache
 def kernel_steps(*, unified: bool) -> tuple[Step, ...]:
     """/proc and a read-only /sys; on cgroup v2 the instance's own group, read-only."""
     quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -121,7 +123,8 @@ def kernel_steps(*, unified: bool) -> tuple[Step, ...]:
     return tuple(plan)
 
 
-def device_steps(spec: InstanceSpec, *, bind: bool, own_ipc: bool) -> tuple[Step, ...]:
+@cache
+def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ...]:
     """A fresh /dev: the basic nodes (bound from the host's where they cannot be made)."""
     quiet = MS_NOSUID | MS_NOEXEC
     plan = [
@@ -145,7 +148,7 @@ def device_steps(spec: InstanceSpec, *, bind: bool, own_ipc: bool) -> tuple[Step
             "/dev/shm",
             "tmpfs",
             quiet | MS_NODEV,
-            f"mode=1777,size={spec.limits.shm_bytes}",
+            f"mode=1777,size={shm_bytes}",
         ),
     ]
     if own_ipc:

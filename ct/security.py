@@ -65,6 +65,7 @@ def mask_steps() -> tuple[Step, ...]:
     return tuple(plan)
 
 
+@cache
 def confine_steps() -> tuple[Step, ...]:
     """The last acts before the program runs: capabilities, no_new_privs, the filter."""
     return (

@@ -9,8 +9,10 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.model import Address
+from bench.record import encode
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
@@ -23,9 +25,10 @@ class Step:
     do: str
     arguments: tuple[str, ...] = ()
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Its part of the request's record."""
-        return [("do", self.do), *(("arg", argument) for argument in self.arguments)]
+    @cached_property
+    def encoded(self) -> bytes:
+        """Its part of the request's record; steps that are the same in every launch keep it."""
+        return encode([("do", self.do), *(("arg", argument) for argument in self.arguments)])
 
     def describe(self) -> str:
         """The step on one line, for error texts."""

@@ -197,17 +197,14 @@ class Worker:
         Raises:
             StepFailed: one of them failed.
         """
-        pairs: list[tuple[str, str | int]] = []
-        for step in steps:
-            pairs += step.pairs()
-        return int(self._setup(pairs, [], steps)["loop"])
+        return int(self._setup([], [], steps)["loop"])
 
     def _setup(
         self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
     ) -> dict[str, str]:
         self._count += 1
         id = f"setup {self._count}"
-        self._send([("request", "setup"), ("id", id), *pairs], descriptors)
+        self._send([("request", "setup"), ("id", id), *pairs], descriptors, steps)
         answer, _ = self._answer(id)
         _raise_failure(answer, steps)
         return answer
@@ -229,9 +226,7 @@ class Worker:
             pairs.append(("uid_map", request.user_map))
         pairs += [("argv", "hvct-agent"), ("argv", "--channel=3")]
         pairs += [("env", f"{name}={value}") for name, value in request.environment.items()]
-        for step in request.steps:
-            pairs += step.pairs()
-        self._send(pairs, descriptors)
+        self._send(pairs, descriptors, request.steps)
 
     def launched(self, request: LaunchRequest) -> Launched:
         """The answer to `launch`.
@@ -265,8 +260,10 @@ class Worker:
             self._note(*self._receive())
         return self._exited.pop(id)
 
-    def _send(self, pairs: list[tuple[str, str | int]], descriptors: list[int]) -> None:
-        data = encode(pairs)
+    def _send(
+        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
+    ) -> None:
+        data = encode(pairs) + b"".join(step.encoded for step in steps)
         if len(data) >= RECORD_BYTES:
             raise HvctError(f"a plan of {len(data)} bytes is too long for the launcher")
         try:

@@ -295,32 +295,6 @@ def test_the_image_is_cached_once(backend: ContainerBackend, run: Run) -> None:
     assert facts["image_mount"] in ("file", "loop")
 
 
-def test_a_loop_device_serves_where_files_cannot_be_mounted(
-    context: RunContext, busybox: Image
-) -> None:
-    """The second way: a loop device with direct I/O, gone with the launcher."""
-    from ct import steps
-    from ct.rootfs import Lower
-
-    with ContainerBackend(context) as arm:
-        folder = "image-loop"
-        (arm.worker.directory / folder).mkdir()
-        number = arm.worker.setup(
-            (steps.loop_mount(str(busybox.path), folder, "erofs", steps.MS_RDONLY),)
-        )
-        block = Path(f"/sys/block/loop{number}/loop")
-        assert (block / "dio").read_text().strip() == "1"
-        assert (block / "autoclear").read_text().strip() == "1"
-        arm._lowers[busybox.digest] = Lower(folder, "loop", True)
-        with arm.launch(make(context, busybox, "echo", "by loop")) as instance:
-            assert instance.wait(Event.EXITED, soon())
-            assert instance.stdout == b"by loop\n"
-    deadline = soon()
-    while block.exists() and time.monotonic_ns() < deadline:
-        time.sleep(0.01)  # the kernel detaches it when the last namespace is gone
-    assert not block.exists()
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
