@@ -119,7 +119,8 @@ def _extract(archive: tarfile.TarFile, members: list[tarfile.TarInfo], target: P
 def too_large(what: str, max_bytes: int) -> HvctError:
     """The error for an image beyond the limit."""
     return BadInput(
-        f"{what} unpacks to more than {max_bytes / 2**30:.3g} GiB", "raise --max-size to allow it"
+        f"{what} unpacks to more than {max_bytes / 2**30:.3g} GiB",
+        "make it smaller, or import it with a higher limit",
     )
 
 
