@@ -185,17 +185,19 @@ def test_beyond_the_exact_limit_the_normal_distribution_takes_over_smoothly() ->
     assert more == pytest.approx(less, abs=0.1)
     low = signed_rank.lower_limit(values, 0.025)
     ends = signed_rank.walsh_averages(values)
-    assert np.abs(ends - low).min() < 1e-9
+    assert np.abs(ends - low).min() < 1e-8
 
 
-def test_a_long_series_needs_no_list_of_walsh_averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bisection over the balance of ranks finds the same estimate, odd and even n."""
-    for n in (60, 61):
-        values = np.random.default_rng(n).normal(3, 1, n)
-        listed = signed_rank.pseudomedian(values)
-        with monkeypatch.context() as patch:
-            patch.setattr(signed_rank, "WALSH_LIMIT", 10)
-            assert signed_rank.pseudomedian(values) == pytest.approx(listed, abs=1e-9)
+@pytest.mark.parametrize("n", [1501, 1504])
+def test_a_long_series_needs_no_list_of_walsh_averages(n: int) -> None:
+    """Bisection over the balance of ranks finds the same estimate, timeouts included."""
+    values = np.random.default_rng(n).normal(3, 1, n)
+    values[:40] = math.inf
+    listed = float(np.median(signed_rank.walsh_averages(values)))
+    assert signed_rank.pseudomedian(values) == pytest.approx(listed, abs=1e-5)
+    assert signed_rank.pseudomedian(np.full(n, 2.5)) == 2.5
+    assert signed_rank.interval(np.full(n, 2.5)) == (2.5, 2.5)
+    assert signed_rank.pseudomedian(np.full(n, math.inf)) == math.inf
 
 
 def test_what_is_not_a_number_is_refused() -> None:

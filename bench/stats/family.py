@@ -121,6 +121,8 @@ def _measure(series: PairedSeries) -> _Measured:
 def _estimate(series: PairedSeries, paired: Effects) -> tuple[float, float | None]:
     """The pseudomedian, or (infinity, the value it is known to be beyond)."""
     low = signed_rank.pseudomedian(paired.low, undefined=-math.inf)
+    if (paired.low == paired.high).all() and math.isfinite(low):
+        return low, None
     high = signed_rank.pseudomedian(paired.high, undefined=math.inf)
     if low == high and math.isinf(low):
         return low, _beyond(series, paired, low)

@@ -41,6 +41,9 @@ WALSH_LIMIT = 1500
 _TOLERANCE = 1e-12
 """Differences that agree to this share of the largest are ties: logs and means round."""
 
+_PROBE_TOLERANCE = 1e-9
+"""Long series are bisected to this share of their range."""
+
 Floats = NDArray[np.float64]
 
 
@@ -122,10 +125,10 @@ def pseudomedian(differences: Sequence[float] | Floats, undefined: float = math.
     if values.size == 0:
         raise HvctError("an estimate needs at least one pair")
     if values.size > WALSH_LIMIT:
-        # The estimate is where the signed ranks balance; both sides of a flat stretch count.
-        low = _first_shift(values, lambda shift: int(signed_ranks(values, shift).sum()) <= 0)
-        high = -_first_shift(-values, lambda shift: int(signed_ranks(-values, shift).sum()) <= 0)
-        return low if low == high else (low + high) / 2.0
+        # Where the signed ranks balance. Neighbouring Walsh averages of so many pairs are
+        # closer than the tolerance, so the flat stretch of an even number is not looked for.
+        ordered = np.sort(values)
+        return _first_shift(ordered, lambda shift: int(signed_ranks(ordered, shift).sum()) <= 0)
     means = walsh_averages(values, undefined)
     if means.size == 0:
         return math.nan
@@ -142,7 +145,8 @@ def lower_limit(differences: Sequence[float] | Floats, level: float) -> float:
     -inf when there are too few pairs to reject any shift; +inf when every finite shift is
     rejected (nearly all pairs infinite).
     """
-    values = np.asarray(differences, dtype=np.float64)
+    # Sorted values make the sort inside every probe a merge of two runs.
+    values = np.sort(np.asarray(differences, dtype=np.float64))
 
     def kept(shift: float) -> bool:
         return p_greater(values, shift) > level
@@ -207,7 +211,7 @@ def _distinct(ordered: Floats) -> Floats:
 
 
 def _first_shift(values: Floats, holds: Callable[[float], bool]) -> float:
-    """The first shift at which a condition that stays true holds, to rounding."""
+    """The first shift at which a condition that stays true holds, to the tolerance."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return -math.inf if holds(0.0) else math.inf
@@ -217,8 +221,10 @@ def _first_shift(values: Floats, holds: Callable[[float], bool]) -> float:
         return -math.inf
     if not holds(high + margin):
         return math.inf
-    low, high = low - margin, high + margin
-    while high - low > 4.0 * _TOLERANCE * max(abs(low), abs(high)):
+    if holds(low):
+        return low
+    tolerance = max(_PROBE_TOLERANCE * (high - low), 4.0 * _tolerance(values))
+    while high - low > tolerance:
         middle = low / 2.0 + high / 2.0
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
