@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.agent import build
+from bench.agent.session import AgentSession, run_record
 from bench.command import run
 from bench.errors import HostCannot
 from bench.image import store
-from bench.model import Image
+from bench.model import Image, ImageConfig, InstanceSpec
 
 
 def _prepared(name: str) -> Image:
@@ -54,6 +57,24 @@ class Agents:
             process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=log)
         self._running.append((ours, process))
         return ours, process
+
+    @property
+    def last(self) -> subprocess.Popen[bytes]:
+        """The process started last."""
+        return self._running[-1][1]
+
+    def forget(self) -> subprocess.Popen[bytes]:
+        """The same, no longer to be ended by us."""
+        return self._running.pop()[1]
+
+    def launch(self, *argv: str, shared_clock: bool = True, **fields: Any) -> AgentSession:
+        """Start an agent and send it RUN for a command; keywords are InstanceSpec's."""
+        session = AgentSession(self.start()[0], shared_clock=shared_clock)
+        image = Image("none", "", Path("/"), 0, "", "amd64", ImageConfig(), "")
+        path = ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        spec = InstanceSpec(id="t", image=image, argv=argv, env=(path,))
+        session.send_run(run_record(dataclasses.replace(spec, **fields)))
+        return session
 
     def end(self) -> None:
         """Close every channel; every agent must end by itself, and have complained of nothing."""

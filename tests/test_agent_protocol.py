@@ -168,7 +168,7 @@ def test_fuzzing(agents: Any) -> None:
             pass
         channel.close()
         assert process.wait(20) == 0
-        agents._running.pop()
+        agents.forget()
         rounds += 1
     assert rounds > 20
 
