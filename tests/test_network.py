@@ -151,9 +151,7 @@ def _veth(name: str) -> None:
 
 @pytest.mark.root
 def test_a_frame_crosses_the_bridge_at_once() -> None:
-    """A namespace on the bridge answers the host's first connection, with nothing configured
-    but addresses and permanent neighbours: no listening delay, no ARP.
-    """
+    """A namespace on the bridge answers the first connection: no listening delay, no ARP."""
     with RunNetwork(TAG) as net:
         place = net.address(9)
         holder = subprocess.Popen(

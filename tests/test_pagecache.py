@@ -1,0 +1,98 @@
+"""What of a file is in memory, and who is charged for reading it in."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from bench import cgroup, cgroupfs, host, pagecache
+from bench.errors import HvctError
+
+pytestmark = pytest.mark.root
+TAG = f"p{os.getpid() % 10000:04d}"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file of 8 MiB and a bit on a disk."""
+    if host.file_system(tmp_path) == "tmpfs":
+        pytest.skip("the temporary folder is a tmpfs: nothing can be dropped there")
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(8 * MIB + 5))
+    return path
+
+
+def test_drop_and_warm_are_seen(image: Path) -> None:
+    """Dropped is 0, read is 1, and looking does not read anything in."""
+    assert pagecache.drop(image) == 0.0
+    assert pagecache.resident_fraction(image) == 0.0
+    assert pagecache.warm(image) == 8 * MIB + 5
+    assert pagecache.resident_fraction(image) == 1.0
+
+
+def test_a_part_that_is_resident_is_a_part(image: Path) -> None:
+    """Half a file read, without read-ahead, is about half a file in memory."""
+    pagecache.drop(image)
+    with image.open("rb", buffering=0) as handle:
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        handle.read(4 * MIB)
+    resident, total = pagecache.resident_pages(image)
+    assert total == 8 * MIB // mmap.PAGESIZE + 1
+    assert 0.4 < resident / total < 0.8
+
+
+def test_files_larger_than_one_mapping_are_added_up(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large images are looked at piece by piece, with the same result."""
+    whole = pagecache.resident_pages(image)
+    monkeypatch.setattr(pagecache, "CHUNK_BYTES", MIB)
+    assert pagecache.resident_pages(image) == whole
+
+
+def test_mapped_pages_stay(image: Path) -> None:
+    """What a running program has mapped cannot be dropped, and the caller is told."""
+    pagecache.warm(image)
+    with image.open("rb") as handle, mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as view:
+        assert sum(view[:: mmap.PAGESIZE]) >= 0
+        assert pagecache.drop(image) > 0.9
+
+
+def test_an_empty_file_and_several_files(image: Path, tmp_path: Path) -> None:
+    """Nothing to read counts as read; several files are weighted by size."""
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert pagecache.resident_fraction(empty) == 1.0
+    small = tmp_path / "small"
+    small.write_bytes(b"x")
+    pagecache.drop(image)
+    assert 0 < pagecache.resident_fraction(image, small) < 0.01
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    """No answer is better than a wrong one."""
+    for function in (pagecache.resident_fraction, pagecache.warm, pagecache.drop):
+        with pytest.raises(HvctError, match="No such file"):
+            function(tmp_path / "missing")
+
+
+def test_the_shared_group_pays_and_nobody_else(image: Path, tmp_path: Path) -> None:
+    """Pages read in on behalf of all arms are charged to the run's shared group."""
+    pagecache.drop(image)
+    try:
+        with pagecache.SharedCache(TAG) as shared:
+            assert shared.group
+            assert shared.ensure_warm([image]) == 1.0
+            charged = shared.group.memory().file_bytes
+            assert charged is not None
+            assert charged == pytest.approx(8 * MIB, abs=MIB)
+            with pytest.raises(HvctError, match="No such file"):
+                shared.warm(tmp_path / "missing")
+            assert shared.warm(image) == 8 * MIB + 5
+    finally:
+        cgroup.remove_all(TAG)
+    assert not any((m / "hvct" / TAG).exists() for m in cgroupfs.layout().mounts)
