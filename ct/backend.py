@@ -151,6 +151,15 @@ class LauncherBackend(ABC):
             self._lowers[image.digest] = rootfs.mount_image(worker, image)
         return self._lowers[image.digest]
 
+    def image_root(self, image: Image) -> Path:
+        """The image's files as this arm reads them, for looking at or touching its page cache.
+
+        The mount is in the launcher's namespace; its files are not the pages of the image file.
+        """
+        lower = self._lower(image)
+        directory = self.worker.directory.resolve()
+        return Path(f"/proc/{self.worker.pid}/root{directory}/{lower.folder}")
+
     def launch(self, spec: InstanceSpec) -> LauncherInstance:
         """Start an instance and return without waiting for it to be up."""
         timeline = Timeline()

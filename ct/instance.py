@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from bench.model import (
     ProcessMemory,
     Timeline,
 )
-from ct.worker import Exited, Launched, Worker
+from ct.worker import Exited, Launched, Worker, readable
 
 if TYPE_CHECKING:
     from bench.network import RunNetwork
@@ -250,7 +249,7 @@ class LauncherInstance:
         except LaunchFailed:
             # The launcher is gone, and with it its children (each has it as death signal's
             # sender); somebody else reaps them.
-            select.select([self.launched.pidfd], [], [], END_TIMEOUT_S)
+            readable(self.launched.pidfd, END_TIMEOUT_S)
             return
         if self._ended is None:
             raise LaunchFailed(

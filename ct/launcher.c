@@ -16,7 +16,7 @@
  * system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
  * everything is killed and reaped, then CLEANUP is executed in the original mount namespace.
  *
- * Its 950 lines are one file because it is one program of one thread, read from the steps at
+ * Its 930 lines are one file because it is one program of one thread, read from the steps at
  * the top to the loop at the end; what could be decided elsewhere is decided in Python.
  */
 #define _GNU_SOURCE
@@ -94,7 +94,7 @@ struct request {
     char *argv[WORDS_MAX + 1], *env[WORDS_MAX + 1];
     struct step steps[STEPS_MAX];
     int step_count;
-    const char *bad; /* what is wrong with the request */
+    const char *bad; /* what is wrong with it */
 };
 
 /* In shared memory: written by the child, read by the launcher, with or without CLONE_VM. */
@@ -108,9 +108,10 @@ enum { FAILED_NOTHING = -1, FAILED_EXEC = -2, FAILED_CLONE = -3, FAILED_MAPS = -
 struct operation {
     const char *name;
     int args;
-    int (*run)(const struct request *, const struct step *);
+    int (*run)(const struct step *);
 };
 
+static struct request request; /* one at a time; a child in shared memory reads it too */
 static struct {
     pid_t pid;
     char id[ID_MAX];
@@ -169,10 +170,10 @@ static void send_reply(int fd) {
 
 static unsigned long number(const char *text) { return strtoul(text, NULL, 0); }
 
-static int passed(const struct request *request, const char *index) {
+static int passed(const char *index) {
     unsigned long i = number(index);
-    if (i < (unsigned long)request->fd_count)
-        return request->fds[i];
+    if (i < (unsigned long)request.fd_count)
+        return request.fds[i];
     errno = EBADF;
     return -1;
 }
@@ -196,20 +197,16 @@ static ssize_t unhex(const char *text, unsigned char *bytes, size_t room) {
     return (ssize_t)size;
 }
 
-static int do_join(const struct request *request, const struct step *step) {
-    int fd = passed(request, step->arg[0]);
+static int do_join(const struct step *step) {
+    int fd = passed(step->arg[0]);
     if (fd < 0)
         return -1;
     return write(fd, "0", 1) == 1 ? 0 : -1;
 }
 
-static int do_unshare(const struct request *request, const struct step *step) {
-    (void)request;
-    return unshare((int)number(step->arg[0]));
-}
+static int do_unshare(const struct step *step) { return unshare((int)number(step->arg[0])); }
 
-static int do_affinity(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_affinity(const struct step *step) {
     cpu_set_t set;
     CPU_ZERO(&set);
     for (const char *at = step->arg[0]; *at;) {
@@ -225,15 +222,13 @@ static int do_affinity(const struct request *request, const struct step *step) {
     return sched_setaffinity(0, sizeof set, &set);
 }
 
-static int do_mount(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_mount(const struct step *step) {
     return mount(step->arg[0], step->arg[1], step->arg[2], number(step->arg[3]), step->arg[4]);
 }
 
 /* Attach a file to a free loop device with direct I/O, and mount that. The device detaches
  * itself with its last user (AUTOCLEAR), so it cannot outlive the mount. */
-static int do_loop_mount(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_loop_mount(const struct step *step) {
     int file = open(step->arg[0], O_RDONLY | O_CLOEXEC);
     int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
     int result = -1, device = -1, saved = errno;
@@ -271,25 +266,19 @@ static int do_loop_mount(const struct request *request, const struct step *step)
     return result;
 }
 
-static int do_mkdir(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_mkdir(const struct step *step) {
     int result = mkdir(step->arg[0], (mode_t)number(step->arg[1]));
     return result < 0 && errno == EEXIST ? 0 : result;
 }
 
-static int do_mknod(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_mknod(const struct step *step) {
     return mknod(step->arg[0], (mode_t)number(step->arg[1]),
                  makedev((unsigned)number(step->arg[2]), (unsigned)number(step->arg[3])));
 }
 
-static int do_symlink(const struct request *request, const struct step *step) {
-    (void)request;
-    return symlink(step->arg[0], step->arg[1]);
-}
+static int do_symlink(const struct step *step) { return symlink(step->arg[0], step->arg[1]); }
 
-static int do_write(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_write(const struct step *step) {
     int fd = open(step->arg[0], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0)
         return -1;
@@ -303,8 +292,7 @@ static int do_write(const struct request *request, const struct step *step) {
 
 /* The new root in place of the old one. Afterwards absolute paths are the instance's and
  * relative ones the host's, until `detach` lets go of the host's root. */
-static int do_pivot(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_pivot(const struct step *step) {
     int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (old < 0 || chdir(step->arg[0]) < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
         return -1;
@@ -313,14 +301,12 @@ static int do_pivot(const struct request *request, const struct step *step) {
     return result;
 }
 
-static int do_detach(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_detach(const struct step *step) {
     (void)step;
     return umount2(".", MNT_DETACH) < 0 ? -1 : chdir("/");
 }
 
-static int do_hostname(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_hostname(const struct step *step) {
     return sethostname(step->arg[0], strlen(step->arg[0]));
 }
 
@@ -354,9 +340,8 @@ static int send_link(const char *hex, const char *ns) {
     return error ? -1 : 0;
 }
 
-static int do_link(const struct request *request, const struct step *step) {
-    if (request
-            ->uid_map) /* no rights on the host's network in a user namespace: the parent's job */
+static int do_link(const struct step *step) {
+    if (request.uid_map) /* its rights do not reach the host: the parent does it */
         return 0;
     return send_link(step->arg[0], "/proc/thread-self/ns/net");
 }
@@ -368,8 +353,7 @@ static void set_ipv4(struct sockaddr *address, const char *text) {
 }
 
 /* interface NAME [IP NETMASK]: bring it up. */
-static int do_interface(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_interface(const struct step *step) {
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), result = fd < 0 ? -1 : 0;
     struct ifreq ifreq = {0};
     strncpy(ifreq.ifr_name, step->arg[0], IFNAMSIZ - 1);
@@ -395,8 +379,7 @@ static int do_interface(const struct request *request, const struct step *step) 
 }
 
 /* neighbour NAME IP MAC(hex): a permanent entry, so that the first answer waits for no ARP. */
-static int do_neighbour(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_neighbour(const struct step *step) {
     struct arpreq arp = {.arp_flags = ATF_PERM | ATF_COM, .arp_ha = {.sa_family = ARPHRD_ETHER}};
     set_ipv4(&arp.arp_pa, step->arg[1]);
     strncpy(arp.arp_dev, step->arg[0], sizeof arp.arp_dev - 1);
@@ -412,8 +395,7 @@ static int do_neighbour(const struct request *request, const struct step *step) 
 }
 
 /* capabilities MASK: nothing beyond MASK in any set, the bounding set included. */
-static int do_capabilities(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_capabilities(const struct step *step) {
     uint64_t keep = strtoull(step->arg[0], NULL, 0);
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2] = {{0}};
@@ -431,14 +413,12 @@ static int do_capabilities(const struct request *request, const struct step *ste
     return (int)syscall(SYS_capset, &header, data);
 }
 
-static int do_no_new_privs(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_no_new_privs(const struct step *step) {
     (void)step;
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-static int do_seccomp(const struct request *request, const struct step *step) {
-    (void)request;
+static int do_seccomp(const struct step *step) {
     static _Alignas(struct sock_filter) unsigned char code[BPF_MAXINSNS * 8];
     ssize_t size = unhex(step->arg[0], code, sizeof code);
     if (size < 0)
@@ -469,9 +449,9 @@ static const struct operation operations[] = {
     {"seccomp", 1, do_seccomp},
 };
 
-static void run_steps(const struct request *request) {
-    for (int i = 0; i < request->step_count; i++) {
-        if (request->steps[i].operation->run(request, &request->steps[i]) < 0) {
+static void run_steps(void) {
+    for (int i = 0; i < request.step_count; i++) {
+        if (request.steps[i].operation->run(&request.steps[i]) < 0) {
             outcome->failed = i;
             outcome->error = errno;
             return;
@@ -482,95 +462,94 @@ static void run_steps(const struct request *request) {
 
 /* ---- requests ------------------------------------------------------------------------ */
 
-static void add_step(struct request *request, const char *name) {
-    if (request->step_count == STEPS_MAX) {
-        request->bad = "too many steps";
+static void add_step(const char *name) {
+    if (request.step_count == STEPS_MAX) {
+        request.bad = "too many steps";
         return;
     }
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
         if (strcmp(operations[i].name, name) == 0) {
-            struct step *step = &request->steps[request->step_count++];
+            struct step *step = &request.steps[request.step_count++];
             *step = (struct step){.operation = &operations[i]};
             return;
         }
-    request->bad = "unknown step";
+    request.bad = "unknown step";
 }
 
-static void add_word(struct request *request, char **words, char *value) {
+static void add_word(char **words, char *value) {
     int count = 0;
     while (words[count])
         count++;
     if (count == WORDS_MAX)
-        request->bad = "too many words";
+        request.bad = "too many words";
     else
         words[count] = value;
 }
 
-static void take_pair(struct request *request, const char *key, char *value) {
+static void take_pair(const char *key, char *value) {
     if (strcmp(key, "do") == 0) {
-        add_step(request, value);
+        add_step(value);
     } else if (strcmp(key, "arg") == 0) {
-        struct step *step = request->step_count ? &request->steps[request->step_count - 1] : NULL;
+        struct step *step = request.step_count ? &request.steps[request.step_count - 1] : NULL;
         if (!step || step->count == ARGS_MAX)
-            request->bad = "too many arguments";
+            request.bad = "too many arguments";
         else
             step->arg[step->count++] = value;
     } else if (strcmp(key, "request") == 0) {
-        request->kind = value;
+        request.kind = value;
     } else if (strcmp(key, "id") == 0) {
-        request->id = value;
+        request.id = value;
     } else if (strcmp(key, "flags") == 0) {
-        request->flags = strtoull(value, NULL, 0);
+        request.flags = strtoull(value, NULL, 0);
     } else if (strcmp(key, "channel") == 0) {
-        request->channel = (int)number(value);
+        request.channel = (int)number(value);
     } else if (strcmp(key, "program") == 0) {
-        request->program = (int)number(value);
+        request.program = (int)number(value);
     } else if (strcmp(key, "cgroup") == 0) {
-        request->cgroup = (int)number(value);
+        request.cgroup = (int)number(value);
     } else if (strcmp(key, "uid_map") == 0) {
-        request->uid_map = value;
+        request.uid_map = value;
     } else if (strcmp(key, "gid_map") == 0) {
-        request->gid_map = value;
+        request.gid_map = value;
     } else if (strcmp(key, "argv") == 0) {
-        add_word(request, request->argv, value);
+        add_word(request.argv, value);
     } else if (strcmp(key, "env") == 0) {
-        add_word(request, request->env, value);
+        add_word(request.env, value);
     } else {
-        request->bad = "unknown key";
+        request.bad = "unknown key";
     }
 }
 
-static int missing(const struct request *request, int index) { return index >= request->fd_count; }
+static int missing(int index) { return index >= request.fd_count; }
 
-static void parse(struct request *request, size_t size) {
-    request->kind = request->id = "";
-    request->channel = request->program = request->cgroup = -1;
+static void parse(size_t size) {
+    request.kind = request.id = "";
+    request.channel = request.program = request.cgroup = -1;
     if (size == 0 || record[size - 1] != '\0') {
-        request->bad = "not a record";
+        request.bad = "not a record";
         return;
     }
-    for (char *at = record, *next; at < record + size && !request->bad; at = next) {
+    for (char *at = record, *next; at < record + size && !request.bad; at = next) {
         char *equals = strchr(at, '=');
         next = at + strlen(at) + 1;
         if (!equals) {
-            request->bad = "not a record";
+            request.bad = "not a record";
             return;
         }
         *equals = '\0';
-        take_pair(request, at, equals + 1);
+        take_pair(at, equals + 1);
     }
-    for (int i = 0; i < request->step_count; i++)
-        if (request->steps[i].count < request->steps[i].operation->args)
-            request->bad = "a step lacks arguments";
-    if (missing(request, request->channel) || missing(request, request->program) ||
-        missing(request, request->cgroup))
-        request->bad = "a descriptor is missing";
-    if (strlen(request->id) >= ID_MAX)
-        request->bad = "the id is too long";
+    for (int i = 0; i < request.step_count; i++)
+        if (request.steps[i].count < request.steps[i].operation->args)
+            request.bad = "a step lacks arguments";
+    if (missing(request.channel) || missing(request.program) || missing(request.cgroup))
+        request.bad = "a descriptor is missing";
+    if (strlen(request.id) >= ID_MAX)
+        request.bad = "the id is too long";
 }
 
 /* Receive one record with its descriptors. Returns its size, 0 at the end, -1 to try again. */
-static ssize_t receive(struct request *request, uint64_t *received_ns) {
+static ssize_t receive(uint64_t *received_ns) {
     union {
         char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
         struct cmsghdr align;
@@ -588,38 +567,35 @@ static ssize_t receive(struct request *request, uint64_t *received_ns) {
          header = CMSG_NXTHDR(&message, header)) {
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
             continue;
-        request->fd_count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        memcpy(request->fds, CMSG_DATA(header), (size_t)request->fd_count * sizeof(int));
+        request.fd_count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(request.fds, CMSG_DATA(header), (size_t)request.fd_count * sizeof(int));
     }
     if (size > 0) {
         if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
-            request->bad = "the request is too long";
+            request.bad = "the request is too long";
         else
-            parse(request, (size_t)size);
+            parse((size_t)size);
     }
     return size;
 }
 
 /* ---- launching ----------------------------------------------------------------------- */
 
-/* clone3 whose child calls `run(argument)` on its own stack where one is given. In assembly,
- * because a child that shares memory must not return through the parent's frame. */
-static long clone3_call(struct clone_arguments *arguments, void (*run)(const struct request *),
-                        const struct request *argument) {
+/* clone3 whose child calls `run` on its own stack where one is given. In assembly, because
+ * a child that shares memory must not return through the parent's frame. */
+static long clone3_call(struct clone_arguments *arguments, void (*run)(void)) {
 #if defined(__x86_64__)
     long result = SYS_clone3;
-    register void (*target)(const struct request *) __asm__("r8") = run;
-    register const struct request *value __asm__("r9") = argument;
+    register void (*target)(void) __asm__("r8") = run;
     __asm__ volatile("syscall\n\t"
                      "test %%rax, %%rax\n\t"
                      "jnz 1f\n\t"
                      "xor %%ebp, %%ebp\n\t"
-                     "mov %%r9, %%rdi\n\t"
                      "call *%%r8\n\t"
                      "hlt\n"
                      "1:"
                      : "+a"(result)
-                     : "D"(arguments), "S"(sizeof *arguments), "r"(target), "r"(value)
+                     : "D"(arguments), "S"(sizeof *arguments), "r"(target)
                      : "rcx", "r11", "memory");
     return result;
 #elif defined(__aarch64__)
@@ -627,15 +603,13 @@ static long clone3_call(struct clone_arguments *arguments, void (*run)(const str
     register long x0 __asm__("x0") = (long)arguments;
     register long x1 __asm__("x1") = sizeof *arguments;
     register long x9 __asm__("x9") = (long)run;
-    register long x10 __asm__("x10") = (long)argument;
     __asm__ volatile("svc #0\n\t"
                      "cbnz x0, 1f\n\t"
-                     "mov x0, x10\n\t"
                      "blr x9\n\t"
                      "brk #0\n"
                      "1:"
                      : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x9), "r"(x10)
+                     : "r"(x8), "r"(x1), "r"(x9)
                      : "memory");
     return x0;
 #else
@@ -651,17 +625,17 @@ static void fail(int step, int error) {
     _exit(127);
 }
 
-static void child(const struct request *request) {
+static void child(void) {
     outcome->born_ns = now_ns();
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    if (request->uid_map) {
+    if (request.uid_map) {
         char byte;
         if (read(release_pipe[0], &byte, 1) != 1)
             fail(FAILED_MAPS, ECANCELED);
     }
-    run_steps(request);
+    run_steps();
     if (outcome->failed != FAILED_NOTHING)
         _exit(127);
     /* Last, because a change of credentials clears it: the program dies with the launcher. */
@@ -670,11 +644,11 @@ static void child(const struct request *request) {
     for (int fd = 0; fd < 3; fd++)
         if (dup2(null_fd, fd) < 0)
             fail(FAILED_EXEC, errno);
-    if (dup3(request->fds[request->channel], CHANNEL_FD, 0) < 0)
+    if (dup3(request.fds[request.channel], CHANNEL_FD, 0) < 0)
         fail(FAILED_EXEC, errno);
     umask(022);
     outcome->exec_ns = now_ns();
-    syscall(SYS_execveat, program_fd, "", request->argv, request->env, AT_EMPTY_PATH);
+    syscall(SYS_execveat, program_fd, "", request.argv, request.env, AT_EMPTY_PATH);
     fail(FAILED_EXEC, errno);
 }
 
@@ -690,38 +664,38 @@ static int write_text(const char *path, const char *text) {
 }
 
 /* What the parent does for a child in a new user namespace. Returns 0 or an errno. */
-static int prepare_user_namespace(const struct request *request, pid_t pid, int *failed) {
+static int prepare_user_namespace(pid_t pid, int *failed) {
     char path[64];
     *failed = FAILED_MAPS;
     snprintf(path, sizeof path, "/proc/%d/uid_map", pid);
-    if (write_text(path, request->uid_map) < 0)
+    if (write_text(path, request.uid_map) < 0)
         return errno;
     snprintf(path, sizeof path, "/proc/%d/gid_map", pid);
-    if (write_text(path, request->gid_map ? request->gid_map : request->uid_map) < 0)
+    if (write_text(path, request.gid_map ? request.gid_map : request.uid_map) < 0)
         return errno;
     snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
-    for (int i = 0; i < request->step_count; i++) {
+    for (int i = 0; i < request.step_count; i++) {
         *failed = i;
-        if (request->steps[i].operation->run == do_link &&
-            send_link(request->steps[i].arg[0], path) < 0)
+        if (request.steps[i].operation->run == do_link &&
+            send_link(request.steps[i].arg[0], path) < 0)
             return errno;
     }
     return 0;
 }
 
 /* Returns the pid, or -1 with `outcome` saying why. */
-static pid_t spawn(const struct request *request, int *pidfd) {
+static pid_t spawn(int *pidfd) {
     int gone_pipe[2] = {-1, -1};
     struct clone_arguments arguments = {
-        .flags = request->flags | CLONE_PIDFD,
+        .flags = request.flags | CLONE_PIDFD,
         .pidfd = (uint64_t)(uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
-    if (request->cgroup >= 0) {
+    if (request.cgroup >= 0) {
         arguments.flags |= INTO_CGROUP;
-        arguments.cgroup = (uint64_t)request->fds[request->cgroup];
+        arguments.cgroup = (uint64_t)request.fds[request.cgroup];
     }
-    if (request->uid_map) {
+    if (request.uid_map) {
         /* Its maps must be written by a parent that runs: a copy, not shared memory. */
         if (pipe2(release_pipe, O_CLOEXEC) < 0 || pipe2(gone_pipe, O_CLOEXEC) < 0) {
             outcome->failed = FAILED_MAPS;
@@ -733,17 +707,17 @@ static pid_t spawn(const struct request *request, int *pidfd) {
         arguments.stack = (uint64_t)(uintptr_t)child_stack;
         arguments.stack_size = sizeof child_stack;
     }
-    long pid = clone3_call(&arguments, child, request);
+    long pid = clone3_call(&arguments, child);
     if (pid < 0) {
         outcome->failed = FAILED_CLONE;
         outcome->error = (int)-pid;
     }
-    if (request->uid_map) {
+    if (request.uid_map) {
         int failed = FAILED_NOTHING, error = 0;
         close(release_pipe[0]);
         close(gone_pipe[1]);
         if (pid > 0)
-            error = prepare_user_namespace(request, (pid_t)pid, &failed);
+            error = prepare_user_namespace((pid_t)pid, &failed);
         if (pid > 0 && error == 0 && write(release_pipe[1], "g", 1) != 1)
             error = errno;
         close(release_pipe[1]); /* unwritten, it ends the child */
@@ -759,30 +733,30 @@ static pid_t spawn(const struct request *request, int *pidfd) {
     return pid > 0 ? (pid_t)pid : -1;
 }
 
-static void put_failure(const struct request *request) {
+static void put_failure(void) {
     static const char *const names[] = {"exec", "clone3", "user namespace"};
     int failed = outcome->failed;
     put("step", "%d", failed);
-    put("name", "%s", failed >= 0 ? request->steps[failed].operation->name : names[-2 - failed]);
+    put("name", "%s", failed >= 0 ? request.steps[failed].operation->name : names[-2 - failed]);
     put("errno", "%d", outcome->error);
 }
 
-static void launch(struct request *request, uint64_t accepted_ns) {
+static void launch(uint64_t accepted_ns) {
     int pidfd = -1;
     pid_t pid = -1;
-    if (request->channel < 0 || program_fd < 0) {
-        request->bad = "no channel or no program";
+    if (request.channel < 0 || program_fd < 0) {
+        request.bad = "no channel or no program";
     } else if (instance_count == INSTANCES_MAX) {
-        request->bad = "too many instances";
+        request.bad = "too many instances";
     }
-    if (request->bad) {
+    if (request.bad) {
         begin("bad");
-        put("id", "%s", request->id);
-        put("message", "%s", request->bad);
+        put("id", "%s", request.id);
+        put("message", "%s", request.bad);
         send_reply(-1);
         return;
     }
-    pid = spawn(request, &pidfd);
+    pid = spawn(&pidfd);
     if (outcome->failed != FAILED_NOTHING) {
         if (pid > 0) {
             kill(pid, SIGKILL);
@@ -790,18 +764,18 @@ static void launch(struct request *request, uint64_t accepted_ns) {
                 ;
         }
         begin("failed");
-        put("id", "%s", request->id);
-        put_failure(request);
+        put("id", "%s", request.id);
+        put_failure();
         send_reply(-1);
     } else {
         instances[instance_count].pid = pid;
-        strcpy(instances[instance_count++].id, request->id);
+        strcpy(instances[instance_count++].id, request.id);
         begin("launched");
-        put("id", "%s", request->id);
+        put("id", "%s", request.id);
         put("pid", "%d", pid);
         put("accepted_ns", "%llu", (unsigned long long)accepted_ns);
         put("born_ns", "%llu", (unsigned long long)outcome->born_ns);
-        for (int i = 0; i < request->step_count; i++)
+        for (int i = 0; i < request.step_count; i++)
             put("step_ns", "%llu", (unsigned long long)outcome->step_ns[i]);
         put("exec_ns", "%llu", (unsigned long long)outcome->exec_ns);
         send_reply(pidfd);
@@ -810,20 +784,20 @@ static void launch(struct request *request, uint64_t accepted_ns) {
         close(pidfd);
 }
 
-static void setup(struct request *request) {
-    if (!request->bad && request->program >= 0) {
+static void setup(void) {
+    if (!request.bad && request.program >= 0) {
         if (program_fd >= 0)
             close(program_fd);
-        program_fd = fcntl(request->fds[request->program], F_DUPFD_CLOEXEC, FIRST_FREE);
+        program_fd = fcntl(request.fds[request.program], F_DUPFD_CLOEXEC, FIRST_FREE);
     }
-    if (!request->bad)
-        run_steps(request);
-    begin(request->bad ? "bad" : outcome->failed == FAILED_NOTHING ? "done" : "failed");
-    put("id", "%s", request->id);
-    put("message", "%s", request->bad ? request->bad : "");
+    if (!request.bad)
+        run_steps();
+    begin(request.bad ? "bad" : outcome->failed == FAILED_NOTHING ? "done" : "failed");
+    put("id", "%s", request.id);
+    put("message", "%s", request.bad ? request.bad : "");
     put("loop", "%d", outcome->loop);
     if (outcome->failed != FAILED_NOTHING)
-        put_failure(request);
+        put_failure();
     send_reply(-1);
 }
 
@@ -908,7 +882,6 @@ static int start(void) {
 }
 
 int main(int argc, char **argv) {
-    static struct request request;
     if (argc < 2)
         return 2;
     sock = (int)number(argv[1]);
@@ -936,15 +909,15 @@ int main(int argc, char **argv) {
         outcome->failed = FAILED_NOTHING;
         outcome->loop = -1;
         uint64_t accepted_ns;
-        ssize_t size = receive(&request, &accepted_ns);
+        ssize_t size = receive(&accepted_ns);
         if (size < 0)
             continue;
         int end = size > 0 && strcmp(request.kind, "end") == 0;
         if (size > 0 && !end) {
             if (strcmp(request.kind, "launch") == 0)
-                launch(&request, accepted_ns);
+                launch(accepted_ns);
             else
-                setup(&request);
+                setup();
             for (int i = 0; i < request.fd_count; i++)
                 close(request.fds[i]);
             continue;

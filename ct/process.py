@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from ct import rootfs, steps
 from ct.backend import CLONE_NEWNS, HOST_LOOPBACK, LauncherBackend, Plan
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
+from ct.worker import readable
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 QUIT_TIMEOUT_S = 2.0
@@ -55,7 +55,7 @@ class ProcessInstance(LauncherInstance):
             super()._end()
             return
         self._session.close()  # the agent then kills everything it started
-        select.select([self.launched.pidfd], [], [], QUIT_TIMEOUT_S)
+        readable(self.launched.pidfd, QUIT_TIMEOUT_S)
         super()._end()
         while self._namespace and (left := inhabitants(self._namespace)):
             for pid in left:

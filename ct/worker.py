@@ -28,6 +28,13 @@ RECORD_BYTES = 1 << 18  # as in launcher.c
 LOG_NAME = "ct-launcher.log"
 
 
+def readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait for something to read (poll: unlike select it knows descriptors beyond 1023)."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
+
+
 class StepFailed(LaunchFailed):
     """A step of a plan failed: which one, and why.
 
@@ -255,7 +262,7 @@ class Worker:
         deadline = time.monotonic() + timeout_s
         while id not in self._exited:
             left = deadline - time.monotonic()
-            if left < 0 or not select.select([self._socket], [], [], left)[0]:
+            if left < 0 or not readable(self._socket.fileno(), left):
                 return None
             self._note(*self._receive())
         return self._exited.pop(id)
@@ -279,7 +286,7 @@ class Worker:
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._socket], [], [], left)[0]:
+            if not readable(self._socket.fileno(), left):
                 self._process.kill()
                 raise self._gone()
             answer, descriptors = self._receive()
