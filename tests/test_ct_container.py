@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run
 from bench.model import Event, Ids, Image, InstanceSpec, Limits, NetworkMode, OutputMode, Security
+from bench.pagecache import resident_fraction
 from ct.backend import ContainerBackend
 from ct.instance import LauncherInstance
 
@@ -48,8 +50,8 @@ def make(context: RunContext, busybox: Image, *argv: str, **changes: object) -> 
     if changes.pop("bridge", False):
         assert context.network is not None
         changes |= {"network": NetworkMode.BRIDGE, "address": context.network.address(number)}
-    changes.setdefault("env", ENV)
-    return InstanceSpec(context.instance(number), busybox, argv, **changes)  # type: ignore[arg-type]
+    changes = {"env": ENV, "image": busybox} | changes
+    return InstanceSpec(context.instance(number), argv=argv, **changes)  # type: ignore[arg-type]
 
 
 def soon(seconds: float = 10.0) -> int:
@@ -288,11 +290,24 @@ def test_standard_input_files_and_live_output(
         assert instance.exit is not None and instance.exit.code == 5
 
 
-def test_the_image_is_cached_once(backend: ContainerBackend, run: Run) -> None:
-    """How the image is read is found out from the kernel and told."""
-    facts = run("true").describe()
+def test_the_image_is_cached_once(
+    backend: ContainerBackend, run: Run, busybox: Image, tmp_path: Path
+) -> None:
+    """Reading a file inside fills the pages of that file, and none of the image file's own."""
+    copy = Path(shutil.copy(busybox.path, tmp_path))  # nobody else reads this one
+    digest = f"sha256:{id(copy):064x}"
+    image = dataclasses.replace(busybox, path=copy, digest=digest)
+    os.sync()
+    facts = run("true", image=image).describe()
     assert facts["image_direct_io"] is True
     assert facts["image_mount"] in ("file", "loop")
+    inside = backend.image_root(image) / "bin/busybox"
+    for path in (copy, inside):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    sh(run, "cat /bin/busybox > /dev/null", image=image)
+    assert resident_fraction(inside) == 1.0
+    assert resident_fraction(copy) < 0.1
 
 
 @pytest.mark.parametrize(
