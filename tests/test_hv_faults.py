@@ -1,0 +1,192 @@
+"""Whoever dies: it is said, nothing of it stays, and the next launch works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from bench.cgroupfs import layout
+from bench.context import RUN_VARIABLE, RunContext
+from bench.errors import LaunchFailed
+from bench.journal import open_run
+from bench.model import Event, Image, InstanceSpec, Limits, MemoryBasis
+from hv.backend import VmBackend
+
+pytestmark = [pytest.mark.root, pytest.mark.vm]
+ENV = (("PATH", "/bin"),)
+LIMITS = Limits(memory_bytes=128 << 20, memory_basis=MemoryBasis.NOMINAL)
+CHECKOUT = Path(__file__).resolve().parent.parent
+NUMBERS = count(1)
+
+HARNESS = """
+import sys, time
+from pathlib import Path
+from bench.image.busybox import busybox_image
+from bench.journal import open_run
+from bench.model import Event, InstanceSpec, Limits, MemoryBasis
+from hv.backend import VmBackend
+limits = Limits(memory_bytes=128 << 20, memory_basis=MemoryBasis.NOMINAL)
+with open_run(Path(sys.argv[1]), network=True) as context, VmBackend(context) as backend:
+    print(context.tag, flush=True)
+    address = context.network.address(1)
+    spec = InstanceSpec(context.instance(1), busybox_image(), ("sleep", "60"),
+                        env=(("PATH", "/bin"),), limits=limits, address=address)
+    with backend.launch(spec) as instance:
+        deadline = time.monotonic_ns() + 30 * 10**9
+        while instance.link.channel is None:
+            instance.link.receive()
+            time.sleep(0.001)
+        print("spawned", flush=True)
+        instance.wait(Event.EXITED, deadline)
+"""
+
+
+def soon(seconds: float = 30.0) -> int:
+    """A deadline."""
+    return time.monotonic_ns() + int(seconds * 1e9)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def marked(tag: str) -> list[int]:
+    """Live processes that carry the run's mark."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"{RUN_VARIABLE}={tag}".encode() in environment:
+            found.append(int(entry))
+    return found
+
+
+def groups(tag: str) -> list[Path]:
+    """Control groups of the run's instances."""
+    return [
+        path
+        for mount in layout().mounts
+        if (top := mount / "hvct" / tag).is_dir()
+        for path in top.iterdir()
+        if path.is_dir()
+    ]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
+    """A journaled run without a network."""
+    with open_run(tmp_path_factory.mktemp("run")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def backend(context: RunContext) -> Iterator[VmBackend]:
+    """The arm with its worker."""
+    with VmBackend(context) as arm:
+        yield arm
+
+
+def make(context: RunContext, image: Image, *argv: str) -> InstanceSpec:
+    """A small specification."""
+    return InstanceSpec(context.instance(next(NUMBERS)), image, argv, env=ENV, limits=LIMITS)
+
+
+def test_killed_qemu_is_said(backend: VmBackend, context: RunContext, busybox: Image) -> None:
+    """SIGKILL to QEMU mid-trial: one line says so, and nothing of the instance stays."""
+    with backend.launch(make(context, busybox, "sleep", "60")) as instance:
+        assert instance.wait(Event.STARTED, soon())
+        os.kill(instance.link.pid, signal.SIGKILL)
+        with pytest.raises(LaunchFailed, match="QEMU ended with signal 9"):
+            instance.wait(Event.EXITED, soon(5))
+    assert not groups(context.tag)
+
+
+def test_killed_worker_takes_its_guests_and_is_replaced(
+    backend: VmBackend, context: RunContext, busybox: Image
+) -> None:
+    """SIGKILL to the worker: its QEMU dies with it, that is said, the next launch works."""
+    with backend.launch(make(context, busybox, "sleep", "60")) as instance:
+        assert instance.wait(Event.STARTED, soon())
+        pid = instance.link.pid
+        os.kill(backend.connection.pid, signal.SIGKILL)
+        with pytest.raises(LaunchFailed, match="worker has ended") as caught:
+            instance.wait(Event.EXITED, soon(5))
+        assert caught.value.hint
+    assert until(lambda: pid not in marked(context.tag))
+    assert not groups(context.tag)
+    with backend.launch(make(context, busybox, "echo", "again")) as again:
+        assert again.wait(Event.EXITED, soon())
+    assert again.stdout == b"again\n"
+
+
+def test_release_before_anything_happened(
+    backend: VmBackend, context: RunContext, busybox: Image
+) -> None:
+    """An instance given up at once leaves no QEMU; its id can be used again directly."""
+    spec = make(context, busybox, "echo", "second")
+    backend.prepare(spec)
+    with backend.launch(spec):
+        pass
+    with backend.launch(spec) as instance:
+        assert instance.wait(Event.EXITED, soon())
+    assert instance.stdout == b"second\n"
+    assert not groups(context.tag)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.9])
+def test_killed_harness_leaves_nothing(after_s: float, tmp_path: Path) -> None:
+    """SIGKILL to the harness: within 5 s no process, group, link or runtime folder is left."""
+    harness = subprocess.Popen(
+        [sys.executable, "-c", HARNESS, str(tmp_path)],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert harness.stdout is not None
+        tag = harness.stdout.readline().strip()
+        assert harness.stdout.readline().strip() == "spawned"
+        time.sleep(after_s)
+    finally:
+        harness.kill()
+        harness.wait()
+        harness.stdout.close()
+    assert until(lambda: not marked(tag)), "processes are left"
+    assert until(lambda: not groups(tag)), "control groups are left"
+    assert until(lambda: not Path("/run/hvct", tag).exists()), "the runtime folder is left"
+    links = os.listdir("/sys/class/net")
+    assert not [name for name in links if name.startswith(tag) or name == f"hvct{tag}"]
+
+
+def test_missing_libvirt_is_said(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where libvirt cannot be opened the probe says so, with what to do about it."""
+    elsewhere = RunContext(
+        context.tag, context.runtime_dir, context.log_dir, libvirt_uri="qemu+unix:///system?socket=/nonexistent"
+    )  # fmt: skip
+    with VmBackend(elsewhere) as arm:
+        found = arm.probe()
+    assert not found.usable and found.reason and found.remedy
+
+
+def test_missing_qemu_is_said(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where QEMU is not installed the probe says so, and names the package."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with VmBackend(context) as arm:
+        found = arm.probe()
+    assert not found.usable and "qemu-system-x86" in found.remedy
