@@ -48,8 +48,8 @@ def end(child):
 group, child = inside("burn", "import time\nwhile time.process_time() < 1.0: pass", cpu_quota=0.5)
 rusage = os.wait4(child.pid, 0)[2]
 usage = group.cpu()
-seen["burn"] = [rusage.ru_utime + rusage.ru_stime, usage.total_s, usage.user_s, usage.system_s, usage.throttled_s,
-                usage.throttled_periods]
+seen["burn"] = [rusage.ru_utime + rusage.ru_stime, usage.total_s, usage.user_s,
+                usage.system_s, usage.throttled_s, usage.throttled_periods]
 seen["directory_fd"] = group.directory_fd is not None and group.directory_fd == group.directory_fd
 seen["pressure"] = sorted(group.pressure())
 group.remove()
