@@ -1,10 +1,9 @@
 /* hvct-agent: runs one workload and reports on it over one byte stream.
  *
- * The same program in every arm: on an inherited socket (--channel=3) in a
- * container or a bare process, as /init on a virtio-serial port in a virtual
- * machine. What crosses the channel is in docs/protocol.md. One poll loop
- * without a timer (but for listen_port), so that an idle instance costs
- * nothing; no buffer grows with what the workload prints.
+ * The same program in every arm: on an inherited socket (--channel=3) in a container or a bare
+ * process, as /init on a virtio-serial port in a virtual machine. What crosses the channel is in
+ * docs/protocol.md. One poll loop without a timer (but for listen_port), so that an idle instance
+ * costs nothing; no buffer grows with what the workload prints.
  */
 #define _GNU_SOURCE
 #include "frames.h"
@@ -33,8 +32,8 @@ static struct {
     uint64_t bytes;
 } fetching = {-1, 0};
 
-/* Kill our direct children; what they leave becomes our children. Only direct
- * ones, since no other pid is sure to be still the process it was. */
+/* Kill our direct children; what they leave becomes our children. Only direct ones, since no other
+ * pid is sure to be still the process it was. */
 void kill_children(void) {
     if (agent.pid1) {
         kill(-1, SIGKILL);
@@ -58,9 +57,8 @@ void kill_children(void) {
 static _Noreturn void end(void) {
     if (agent.virtual_machine)
         guest_power_off();
-    /* As PID 1 of a namespace, the kernel kills the rest; but not before our
-     * exit, and a bare process has nobody else. Bounded: an unkillable process
-     * must not keep us. */
+    /* As PID 1 of a namespace, the kernel kills the rest; but not before our exit, and a bare
+     * process has nobody else. Bounded: an unkillable process must not keep us. */
     for (int tries = 0; tries < 2000; tries++) {
         pid_t pid;
         while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)

@@ -19,8 +19,7 @@ static struct {
     size_t have;
 } in;
 
-/* Pages that are never touched cost nothing: only a host that does not read
- * fills this. */
+/* Pages that are never touched cost nothing: only a host that does not read fills this. */
 static struct {
     uint8_t data[BULK_BELOW + 2 * FRAME_MAX];
     size_t start, end;
@@ -77,8 +76,8 @@ bool channel_room(void) { return unsent() < BULK_BELOW; }
 
 bool channel_unsent(void) { return unsent() > 0; }
 
-/* Room for one frame of this payload, always there: bulk frames are begun only
- * below BULK_BELOW, and nothing is read from the channel above it. */
+/* Room for one frame of this payload, always there: bulk frames are begun only below BULK_BELOW,
+ * and nothing is read from the channel above it. */
 static uint8_t *frame_begin(size_t length) {
     if (out.end + HEADER_BYTES + length > sizeof out.data) {
         memmove(out.data, out.data + out.start, unsent());

@@ -32,8 +32,7 @@ static int make_folders(const char *path) {
     return mkdir(part, 0755) && errno != EEXIST ? -1 : 0;
 }
 
-/* An image's working directory need not exist: it is made, as container engines
- * do. */
+/* An image's working directory need not exist: it is made, as container engines do. */
 static int enter_cwd(const char *path) {
     if (chdir(path) == 0)
         return 0;
@@ -47,8 +46,8 @@ static int set_stdio(const struct run *run, struct stdio stdio) {
         return fail("stdio", "");
     if (run->tty && ioctl(0, TIOCSCTTY, 0))
         return fail("tty", "TIOCSCTTY");
-    /* So that a workload of another user can open /dev/stdout. A descriptor that
-     * is not ours to give away (/dev/null) may refuse. */
+    /* So that a workload of another user can open /dev/stdout. A descriptor that is not ours to
+     * give away (/dev/null) may refuse. */
     for (int fd = run->stdin_stream || run->tty ? 0 : 1; fd < 3; fd++)
         if (fchown(fd, run->uid, run->tty ? (gid_t)-1 : run->gid) && run->uid != geteuid())
             return fail("stdio", "fchown");
@@ -57,8 +56,8 @@ static int set_stdio(const struct run *run, struct stdio stdio) {
     for (int number = 1; number < 32; number++)
         signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    /* Whatever the launcher left open ends at the exec, and so does the agent's
-     * pipe that waits for it. */
+    /* Whatever the launcher left open ends at the exec, and so does the agent's pipe that waits for
+     * it. */
     syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */);
     return 0;
 }
@@ -145,8 +144,6 @@ static int load_seccomp(const struct run *run) {
 static int become(const struct run *run, struct stdio stdio, struct shared *shared) {
     char program[PATH_MAX];
     struct record receipt = {shared->receipt, 0, sizeof shared->receipt, false};
-    if (stdio.cgroup_procs >= 0 && write(stdio.cgroup_procs, "0", 1) != 1)
-        return fail("guest.pids", "cgroup.procs");
     if (set_stdio(run, stdio))
         return -1;
     for (size_t i = 0; i < run->rlimit_count; i++)
@@ -158,8 +155,8 @@ static int become(const struct run *run, struct stdio stdio, struct shared *shar
     umask(run->umask);
     if (find_program(run, program))
         return -1;
-    /* no_new_privs first, so that the receipt shows it; the filter last, so that
-     * it need not allow what only the receipt does. */
+    /* no_new_privs first, so that the receipt shows it; the filter last, so that it need not allow
+     * what only the receipt does. */
     if (run->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         return fail("no_new_privs", "");
     receipt_gather(&receipt, run, program);

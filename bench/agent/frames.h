@@ -1,5 +1,5 @@
-/* What the agent's files share: frames and records (docs/protocol.md), the RUN
- * record as a struct, and how a failure is reported. */
+/* What the agent's files share: frames and records (docs/protocol.md), the RUN record as a struct,
+ * and how a failure is reported. */
 #ifndef HVCT_FRAMES_H
 #define HVCT_FRAMES_H
 
@@ -49,8 +49,7 @@ extern struct agent {
     bool ended; /* the channel is over, or QUIT came */
 } agent;
 
-/* A record under construction in a fixed buffer; what does not fit sets `full`.
- */
+/* A record under construction in a fixed buffer; what does not fit sets `full`. */
 struct record {
     char *data;
     size_t length, capacity;
@@ -110,8 +109,7 @@ struct run {
 bool number(const char *text, int base, uint64_t max, uint64_t *out);
 const char *run_parse(struct run *run, char *data, size_t length);
 
-/* A failure that ends the launch: fail() notes errno, a step and a subject,
- * returns -1. */
+/* A failure that ends the launch: fail() notes errno, a step and a subject, returns -1. */
 extern struct failure {
     const char *step;
     int error;
@@ -119,8 +117,7 @@ extern struct failure {
 } failure;
 int fail(const char *step, const char *subject);
 
-/* What the child leaves for the agent: its receipt, its last stamp, or why it
- * failed. */
+/* What the child leaves for the agent: its receipt, its last stamp, or why it failed. */
 struct shared {
     uint64_t started_ns;
     struct failure failure;
@@ -128,11 +125,9 @@ struct shared {
     char receipt[2 * FRAME_MAX];
 };
 
-/* The descriptors a workload gets, and those that only matter until its exec.
- */
+/* The descriptors a workload gets. */
 struct stdio {
     int in, out, err;
-    int cgroup_procs; /* -1, or where to write "0" to be counted by guest.pids */
 };
 
 _Noreturn void child(const struct run *run, struct stdio stdio, struct shared *shared);
@@ -158,7 +153,8 @@ bool read_text(const char *path, char *buffer, size_t size);
 
 /* Virtual machine only (guest.c). */
 int guest_open_channel(void);
-int guest_set_up(const struct run *run, int *cgroup_procs);
+int guest_set_up(const struct run *run);
+pid_t guest_fork(void);
 _Noreturn void guest_power_off(void);
 
 static inline uint64_t stamp(clockid_t clock) {

@@ -1,6 +1,5 @@
-/* The agent as /init of a virtual machine: find the port, then build the same
- * root that the launcher builds for a container: the image under an overlay,
- * /proc, /sys, /dev. */
+/* The agent as /init of a virtual machine: find the port, then build the same root that the
+ * launcher builds for a container: the image under an overlay, /proc, /sys, /dev. */
 #define _GNU_SOURCE
 #include "frames.h"
 
@@ -12,7 +11,7 @@
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <netinet/ether.h>
-#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,8 +28,9 @@
 #define PORT_NAME "org.hvct.agent"
 enum { DEVICE_WAIT_MS = 10000 };
 
-/* Before there is a channel, the kernel's log is the only place that is seen.
- */
+static int cgroup = -1; /* the workload's, for guest.pids */
+
+/* Before there is a channel, the kernel's log is the only place that is seen. */
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
     char text[512];
     va_list values;
@@ -109,8 +109,7 @@ int guest_open_channel(void) {
     load_first_modules();
     for (int waited = 0; waited < DEVICE_WAIT_MS; waited++) {
         struct pollfd port = {find_port(), 0, 0};
-        /* Open, but the host's end is announced later; until then it reads as hung
-         * up. */
+        /* Open, but the host's end is announced later; until then it reads as hung up. */
         for (; port.fd >= 0 && waited < DEVICE_WAIT_MS; waited++, usleep(1000))
             if (poll(&port, 1, 0) == 0)
                 return port.fd;
@@ -150,11 +149,9 @@ static int mount_root(const struct guest *guest) {
         return -1;
     mkdir("/writable/upper", 0755);
     mkdir("/writable/work", 0755);
-    /* xino=off: a file's inode number is the image's own, the same in every arm.
-     */
+    /* xino=off: a file's inode number is the image's own, the same in every arm. */
     return attach("overlay", "/root", "overlay", MS_NODEV,
-                  "lowerdir=/lower,upperdir=/writable/upper,workdir=/writable/"
-                  "work,xino=off");
+                  "lowerdir=/lower,upperdir=/writable/upper,workdir=/writable/work,xino=off");
 }
 
 static int make_devices(const char *dev) {
@@ -201,8 +198,7 @@ static int mount_system(const struct guest *guest) {
     return 0;
 }
 
-/* fsopen() would say more, but mount(2) exists everywhere: try what a scratch
- * disk holds. */
+/* fsopen() would say more, but mount(2) exists everywhere: try what a scratch disk holds. */
 static int mount_scratch(const char *device) {
     if (wait_for_device("guest.scratch", device))
         return -1;
@@ -227,15 +223,28 @@ static int write_file(const char *path, const char *format, ...) {
 }
 
 /* The workload's own cgroup: the agent's process does not count. */
-static int limit_pids(uint64_t pids, int *cgroup_procs) {
+static int limit_pids(uint64_t pids) {
     if (attach("cgroup2", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
         return -1;
     mkdir("/cgroup/workload", 0755);
     if (write_file("/cgroup/cgroup.subtree_control", "+pids") ||
         write_file("/cgroup/workload/pids.max", "%llu", (unsigned long long)pids))
         return fail("guest.pids", "pids.max");
-    *cgroup_procs = open("/cgroup/workload/cgroup.procs", O_WRONLY | O_CLOEXEC);
-    return *cgroup_procs < 0 ? fail("guest.pids", "cgroup.procs") : 0;
+    cgroup = open("/cgroup/workload", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return cgroup < 0 ? fail("guest.pids", "open") : 0;
+}
+
+/* A child that is born in its cgroup: moving it there would wait for an RCU grace period. */
+pid_t guest_fork(void) {
+    struct {
+        uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+            set_tid_size, cgroup;
+    } args = {.exit_signal = SIGCHLD};
+    if (cgroup < 0)
+        return fork();
+    args.flags = 1ull << 33; /* CLONE_INTO_CGROUP */
+    args.cgroup = (uint64_t)cgroup;
+    return (pid_t)syscall(SYS_clone3, &args, sizeof args);
 }
 
 static int set_flags(int fd, const char *link) {
@@ -326,7 +335,7 @@ static int set_huge_pages(const char *mode) {
     return 0;
 }
 
-int guest_set_up(const struct run *run, int *cgroup_procs) {
+int guest_set_up(const struct run *run) {
     const struct guest *guest = &run->guest;
     if (!guest->root)
         return errno = EINVAL, fail("guest.root", "no device was named");
@@ -339,7 +348,7 @@ int guest_set_up(const struct run *run, int *cgroup_procs) {
         return -1;
     if (guest->scratch && mount_scratch(guest->scratch))
         return -1;
-    if (guest->pids && limit_pids(guest->pids, cgroup_procs))
+    if (guest->pids && limit_pids(guest->pids))
         return -1;
     return switch_root() || name_machine(run) ? -1 : 0;
 }

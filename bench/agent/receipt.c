@@ -1,6 +1,5 @@
-/* The identity receipt: what really runs, gathered by the workload's own
- * process just before its exec. Content digests are made on the host from
- * fetched files. */
+/* The identity receipt: what really runs, gathered by the workload's own process just before its
+ * exec. Content digests are made on the host from fetched files. */
 #define _GNU_SOURCE
 #include "frames.h"
 

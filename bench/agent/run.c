@@ -55,8 +55,7 @@ static bool parse_seccomp(struct run *run, const char *value) {
     return true;
 }
 
-/* One key of RUN. False when the value is none; `known` false when the key is
- * none. */
+/* One key of RUN. False when the value is none; `known` false when the key is none. */
 static bool parse_pair(struct run *run, const char *key, char *value, bool *known) {
     uint64_t n = 0;
     struct guest *guest = &run->guest;
@@ -118,8 +117,7 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
     return true;
 }
 
-/* Fill `run` from a record that is valid; the result is NULL or what is wrong
- * with it. */
+/* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. */
 const char *run_parse(struct run *run, char *data, size_t length) {
     size_t parts = 0, args = 0, envs = 0, modules = 0;
     for (size_t i = 0; i < length; i++)

@@ -1,5 +1,4 @@
-/* The workload from RUN to EXIT: its process, its input, its two outputs on
- * their way out. */
+/* The workload from RUN to EXIT: its process, its input, its two outputs on their way out. */
 #define _GNU_SOURCE
 #include "frames.h"
 
@@ -109,10 +108,10 @@ static int open_stdio(struct stdio *stdio) {
 }
 
 static int start(void) {
-    struct stdio stdio = {-1, -1, -1, -1};
+    struct stdio stdio = {-1, -1, -1};
     int ends[2];
     if (agent.virtual_machine) {
-        if (guest_set_up(&work.run, &stdio.cgroup_procs))
+        if (guest_set_up(&work.run))
             return -1;
         send_event("mounted", stamp(CLOCK_MONOTONIC));
     }
@@ -122,15 +121,13 @@ static int start(void) {
         return fail("fork", "");
     if (open_stdio(&stdio))
         return -1;
-    if ((work.pid = fork()) == 0)
+    if ((work.pid = agent.virtual_machine ? guest_fork() : fork()) == 0)
         child(&work.run, stdio, work.shared);
     if (work.pid < 0)
         return fail("fork", "");
     work.report = ends[0];
     work.state = RUNNING;
     close(ends[1]);
-    if (stdio.cgroup_procs >= 0)
-        close(stdio.cgroup_procs);
     close(stdio.in);
     if (!work.run.tty) {
         close(stdio.out);
@@ -205,8 +202,7 @@ static void send_exit(void) {
     send_record(EXIT, &record);
 }
 
-/* The receipt in pieces cut between its strings; true when all of it is on its
- * way. */
+/* The receipt in pieces cut between its strings; true when all of it is on its way. */
 static bool send_receipt(void) {
     const char *text = work.shared->receipt;
     while (work.receipt_sent < work.shared->length && channel_room()) {
@@ -230,8 +226,7 @@ static void send_counts(void) {
     send_record(RECEIPT, &record);
 }
 
-/* After the exit: the rest of the output, the spooled output, the receipt, the
- * exit. */
+/* After the exit: the rest of the output, the spooled output, the receipt, the exit. */
 static void ship(void) {
     if (work.state == DRAINING && work.childless) {
         for (int i = 0; i < 2; i++)
@@ -266,8 +261,7 @@ static void feed_input(void) {
     ssize_t n = work.pending_bytes ? write(work.input, work.pending, work.pending_bytes) : 0;
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    /* When nobody reads any more, what comes is taken and forgotten, as by a
-     * closed pipe. */
+    /* When nobody reads any more, what comes is taken and forgotten, as by a closed pipe. */
     size_t taken = n < 0 ? work.pending_bytes : (size_t)n;
     if (n < 0)
         close_fd(&work.input);
@@ -335,8 +329,7 @@ static bool awaits_port(void) {
     return work.run.listen_port && work.started && !work.listening && work.pid > 0;
 }
 
-/* By the clock, not by the turn: a workload that prints much has many of those.
- */
+/* By the clock, not by the turn: a workload that prints much has many of those. */
 static void check_port(void) {
     if (stamp(CLOCK_MONOTONIC) - work.port_checked_ns < LISTEN_PERIOD_MS * 1000000u)
         return;
