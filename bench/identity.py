@@ -115,8 +115,16 @@ class PairIdentity:
     work_refused: dict[str, str] = field(default_factory=dict)
 
 
-def class_of(name: str, arms: Iterable[str], security: str) -> FieldClass:
-    """The class of a field for a pair of arms under a security profile."""
+def class_of(
+    name: str, arms: Iterable[str], security: str, *, emulated: bool = False
+) -> FieldClass:
+    """The class of a field for a pair of arms under a security profile.
+
+    An emulated CPU has its own flags and needs its own mitigations: that is what emulation
+    is, and its figures are never judged.
+    """
+    if emulated and name in WORK_ONLY:
+        return FieldClass.DECLARED
     if security == "same" and name in SAME_SECURITY:
         return FieldClass.MUST_MATCH
     backends = {arm.partition(":")[0] for arm in arms}
@@ -126,7 +134,12 @@ def class_of(name: str, arms: Iterable[str], security: str) -> FieldClass:
 
 
 def differences(
-    first: Mapping[str, Any], second: Mapping[str, Any], arms: tuple[str, str], security: str
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    arms: tuple[str, str],
+    security: str,
+    *,
+    emulated: bool = False,
 ) -> list[FieldDifference]:
     """Every field in which two receipts differ, with its class.
 
@@ -134,16 +147,22 @@ def differences(
     """
     found = []
     for name in sorted({*first, *second}):
-        if first.get(name) != second.get(name):
+        if _value(first, name) != _value(second, name):
             found.append(
                 FieldDifference(
                     name,
-                    class_of(name, arms, security),
+                    class_of(name, arms, security, emulated=emulated),
                     shown(first.get(name)),
                     shown(second.get(name)),
                 )
             )
     return found
+
+
+def _value(receipt: Mapping[str, Any], name: str) -> Any:
+    """A field's value; vulnerabilities are listed in whatever order the kernel keeps its files."""
+    value = receipt.get(name)
+    return sorted(map(str, value)) if name == "vulnerability" and value else value
 
 
 def shown(value: Any) -> str:
@@ -171,6 +190,10 @@ def compare(
         pairs: (arm, baseline) as the report compares them.
         security: workload name → its security profile.
     """
+    trials = list(trials)
+    emulators = {
+        trial["arm"] for trial in trials if trial.get("accelerator", {}).get("kind") == "tcg"
+    }
     by_place = {
         (trial["block"], trial["workload"], trial["arm"]): trial["receipt"]
         for trial in trials
@@ -180,6 +203,7 @@ def compare(
     results = []
     for arm, baseline in pairs:
         result = PairIdentity(arm, baseline)
+        emulated = arm in emulators or baseline in emulators
         for (block, workload, name), receipt in by_place.items():
             other = by_place.get((block, workload, baseline))
             if name != arm or other is None:
@@ -192,12 +216,16 @@ def compare(
             _note(
                 result,
                 workload,
-                differences(receipt, other, (arm, baseline), security.get(workload, "")),
+                differences(
+                    receipt, other, (arm, baseline), security.get(workload, ""), emulated=emulated
+                ),
             )
         for (workload, name), receipt in by_digest.items():
             other = by_digest.get((workload, baseline))
             if name == arm and other is not None:
-                found = differences(receipt, other, (arm, baseline), security.get(workload, ""))
+                found = differences(
+                    receipt, other, (arm, baseline), security.get(workload, ""), emulated=emulated
+                )
                 _note(result, workload, found, counted=False)
         results.append(result)
     return results

@@ -15,11 +15,7 @@ from bench import arms as arms_module
 from bench.errors import BadInput
 from bench.metrics import table
 from bench.model import NetworkMode, ReadyKind, Workload
-
-MAX_PRIMARY = 8
-QUICK_BLOCKS = 10
-DEFAULT_BLOCKS = 12
-ALPHA = 0.05
+from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
 
 FAIRNESS = {
     "cpu": "the whole instance, VMM threads included, is pinned to the same host CPUs in every arm",
@@ -96,13 +92,15 @@ def default_primary(workloads: Sequence[Workload]) -> tuple[tuple[str, str], ...
     chosen: list[tuple[str, str]] = []
     for workload in workloads:
         if workload.until == "ready":
-            chosen += [("startup_ready", workload.name), ("memory_current", workload.name)]
+            if workload.network is not NetworkMode.NONE:
+                chosen.append(("startup_ready", workload.name))
+            chosen.append(("memory_current", workload.name))
         elif workload.work_units:
             chosen.append(("work_per_cpu_second", workload.name))
         else:
             chosen += [("startup_started", workload.name), ("teardown", workload.name)]
         chosen += [(rule.name, workload.name) for rule in workload.metrics]
-    return tuple(chosen[:MAX_PRIMARY])
+    return tuple(chosen[:MOST_PRIMARY])
 
 
 def check(plan: Plan) -> Plan:

@@ -24,7 +24,8 @@ from bench.model import (
     Security,
     Workload,
 )
-from bench.plan import DEFAULT_BLOCKS, MAX_PRIMARY, Plan, check, default_primary, new_seed
+from bench.plan import Plan, check, default_primary, new_seed
+from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
 MAX_PLAN_BYTES = 1 << 20
 
@@ -123,7 +124,7 @@ class _PlanFile(_Strict):
     blocks: int = Field(DEFAULT_BLOCKS, ge=2, le=1000)
     seed: int | None = Field(None, ge=0)
     workload: list[_Workload] = Field(min_length=1)
-    primary: list[_Primary] = Field([], max_length=MAX_PRIMARY)
+    primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
     margins: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 

@@ -8,6 +8,7 @@ import os
 
 from bench.context import RunContext
 from bench.errors import BadInput
+from bench.image.config import signal_number
 from bench.image.store import ids_for
 from bench.model import (
     Ids,
@@ -22,8 +23,6 @@ from bench.model import (
 from bench.readiness import OUTPUT_KINDS
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-STOP_SIGNALS = {"SIGTERM": 15, "SIGINT": 2, "SIGQUIT": 3, "SIGHUP": 1, "SIGKILL": 9,
-                "SIGUSR1": 10, "SIGUSR2": 12, "SIGWINCH": 28}  # fmt: skip
 
 
 def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
@@ -116,7 +115,7 @@ def make(
         security=workload.security,
         receipt=receipt,
         listen_port=_listen_port(workload),
-        stop_signal=STOP_SIGNALS.get(image.config.stop_signal, 15),
+        stop_signal=signal_number(image.config.stop_signal),
     )
 
 

@@ -28,6 +28,7 @@ from bench.schedule import Slot
 STOP_GRACE_S = 5.0
 RELEASE_LIMIT_NS = 5_000_000_000
 LOG_LIMIT = 1 << 20
+WINDOW_TOLERANCE = 0.02  # part of the window that may pass before its first counter is read
 
 
 class TrialTimeout(HvctError):
@@ -39,6 +40,7 @@ class _Readings:
     """What was read from outside at the marks of one trial."""
 
     cpu_started: CpuUsage | None = None
+    started_read_ns: int = 0
     cpu_held: CpuUsage | None = None
     cpu_hold_end: CpuUsage | None = None
     cpu_exited: CpuUsage | None = None
@@ -114,6 +116,7 @@ def _live(
     if not instance.wait(Event.STARTED, deadline):
         raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
     readings.cpu_started = instance.cpu()
+    readings.started_read_ns = time.monotonic_ns()
     readings.host_started = Snapshot.take()
     if workload.ready.kind is not ReadyKind.STARTED:
         _wait_ready(instance, workload, watch, deadline)
@@ -237,7 +240,12 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
         for key, value in memory.items()
         if value is not None and "memory_" + key.removesuffix("_bytes") in metrics.METRICS
     ]
-    if readings.cpu_started and readings.cpu_exited and workload.until == "exit":
+    if (
+        workload.until == "exit"
+        and readings.cpu_started
+        and readings.cpu_exited
+        and _window_is_whole(instance, readings)
+    ):
         window = readings.cpu_exited.total_s - readings.cpu_started.total_s
         cpu["window_s"] = window
         samples.append(Sample("cpu_window", window, "s"))
@@ -256,6 +264,19 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     for rule in workload.metrics:
         samples.append(output_metrics.extract(rule, instance.stdout, instance.stderr))
     trial.samples = samples
+
+
+def _window_is_whole(instance: Instance, readings: _Readings) -> bool:
+    """Whether the counters were read at `started` soon enough to hold the work's CPU time.
+
+    A workload of a millisecond has ended before anybody outside can read a counter: then
+    there is no figure, rather than a wrong one.
+    """
+    marks = instance.timeline.marks_ns
+    if Event.STARTED not in marks or Event.EXITED not in marks:
+        return False
+    window_ns = marks[Event.EXITED] - marks[Event.STARTED]
+    return readings.started_read_ns - marks[Event.STARTED] <= WINDOW_TOLERANCE * window_ns
 
 
 def _attribute(cpu: dict[str, float | int | None], window_s: float, readings: _Readings) -> None:

@@ -89,6 +89,22 @@ def test_cpu_flags_refuse_work_metrics_only() -> None:
     assert "cpu_flags" in result.work_refused["w"]
 
 
+def test_an_emulated_cpu_has_flags_of_its_own() -> None:
+    """Under TCG nothing is judged, and the flags are a declared difference."""
+    first = stored("vm", {**RECEIPT, "cpu_flags": "sse2"}) | {"accelerator": {"kind": "tcg"}}
+    second = stored("container", {**RECEIPT, "cpu_flags": "avx2"})
+    (result,) = identity.compare([first, second], [], [("vm", "container")], {"w": ""})
+    assert (result.refused, result.work_refused) == ({}, {})
+    assert result.differences["cpu_flags"].field_class is FieldClass.DECLARED
+
+
+def test_the_order_of_vulnerabilities_is_no_difference() -> None:
+    """Two kernels list the same files in different orders."""
+    first = {**RECEIPT, "vulnerability": ["a:x", "b:y"]}
+    assert compared(first, {**RECEIPT, "vulnerability": ["b:y", "a:x"]}).differences == {}
+    assert compared(first, {**RECEIPT, "vulnerability": ["b:z", "a:x"]}).work_refused
+
+
 def test_the_host_name_is_declared_for_a_bare_process_only() -> None:
     """Allowed differences belong to a pair of arms."""
     other = {**RECEIPT, "hostname": "host"}

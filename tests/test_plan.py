@@ -11,6 +11,7 @@ from bench import plan, plan_file
 from bench.errors import BadInput
 from bench.model import MetricRule, NetworkMode, Readiness, ReadyKind, Workload
 from bench.plan_file import parse_size
+from bench.stats.planning import MOST_PRIMARY
 from bench.store import jsonable
 
 GOOD = """
@@ -120,7 +121,7 @@ def test_the_primary_family_has_at_most_eight_members() -> None:
         )
         for n in range(9)
     ]
-    assert len(plan.quick(many).primary) == plan.MAX_PRIMARY
+    assert len(plan.quick(many).primary) == MOST_PRIMARY
 
 
 def test_sizes() -> None:

@@ -26,6 +26,7 @@ from bench.metrics import table
 from bench.model import Capability, Image, NetworkMode, Workload
 from bench.pagecache import SharedCache
 from bench.plan import FAIRNESS, Plan
+from bench.stats.planning import QUICK_BLOCKS, check_reachable
 from bench.version import VERSION
 
 
@@ -89,7 +90,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     made = plan.quick(
         chosen,
         arms=names or arms.DEFAULT_ARMS,
-        blocks=plan.QUICK_BLOCKS if options.blocks is None else options.blocks,
+        blocks=QUICK_BLOCKS if options.blocks is None else options.blocks,
         seed=options.seed,
         name=name,
     )
@@ -137,8 +138,6 @@ def need_root() -> None:
 
 def check_against_host(chosen: Plan) -> None:
     """Refuse now what this host cannot give, and statistics that could never decide."""
-    from bench.stats.planning import check_reachable
-
     plan.check_against_host(
         chosen, cpus=len(os.sched_getaffinity(0)), memory_bytes=host.mem_available_bytes()
     )

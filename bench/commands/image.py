@@ -36,8 +36,11 @@ def import_archive(options: argparse.Namespace) -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    """A built-in image."""
-    image = images.prepare(options.name, told)
+    """A built-in image, made anew."""
+    if options.name == "default":
+        image = images.build_default(told)
+    else:
+        image = images.prepare(options.name, told)
     print(f"{image.name}  {image.digest}  {image.size_bytes >> 20} MiB")
     return 0
 
