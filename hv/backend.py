@@ -135,7 +135,7 @@ class VmBackend:
                 forced = Accelerator(self.forced, "chosen by option")
                 self._verdict = Verdict(forced)
             else:
-                self._verdict = decide(self.emulator, self.kernel.digest, self._try_boot)
+                self._verdict = decide(self.emulator, self.kernel.digest, self.try_boot)
         return self._verdict
 
     def probe(self) -> Capability:
@@ -339,7 +339,7 @@ class VmBackend:
             value = instance.receipt.get("mem_available_bytes")
             return int(value) if isinstance(value, str) else None
 
-    def _try_boot(self, verdict: Verdict) -> str:
+    def try_boot(self, verdict: Verdict) -> str:
         """Stage two of the probe: the real kernel to `init`; what went wrong, or ""."""
         from bench.model import Image, ImageConfig, Limits
 

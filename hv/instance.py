@@ -186,10 +186,14 @@ class VmInstance:
                 "the VM worker has ended, and all its virtual machines with it",
                 "somebody may have killed it; start the run again",
             )
-        if link.status is None:
+        if link.ended_ns is None:
             return failure
         words = self._console_tail()
         said = f"; its console said: {words}" if words else ""
+        if link.status is None:  # a daemon's child: how it ended is not told
+            return LaunchFailed(
+                f"QEMU ended{said}", f"look at the daemon's log of domain {link.name}"
+            )
         if os.WIFSIGNALED(link.status):
             return LaunchFailed(
                 f"QEMU ended with signal {os.WTERMSIG(link.status)}{said}",

@@ -181,30 +181,34 @@ def decide(
     emulator: Emulator,
     kernel_digest: str,
     boot: Callable[[Verdict], str],
+    first: Callable[[Emulator], Verdict] = payload_verdict,
 ) -> Verdict:
     """Both stages, or what they found before on this boot with this QEMU and kernel.
 
     Args:
-        boot: boots the real kernel to `init` under the verdict; says what went wrong or "".
+        boot: the second stage: boots the real kernel to `init` under the verdict of the
+            first; says what went wrong, or "".
     """
     store = cache_dir("vm") / "accelerator.json"
-    parts = (_boot_id(), emulator.identity, kernel_digest, _SOURCE.read_text())
+    there = str(os.access(KVM, os.R_OK | os.W_OK))  # it may come with a module
+    parts = (emulator.identity, kernel_digest, there, _SOURCE.read_text())
     key = sha256("\0".join(parts).encode()).hexdigest()[:32]
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with lock("accelerator"):
         kept = _load(store)
-        # A device that has come or gone since (a module loaded) is looked at again.
-        key += "+" if os.access(KVM, os.R_OK | os.W_OK) else "-"
-        if key in kept:
-            return _verdict(kept[key])
-        verdict = payload_verdict(emulator)
+        found: dict[str, Any] = kept["verdicts"] if kept.get("boot_id") == boot_id else {}
+        if key in found:
+            return _verdict(found[key])
+        verdict = first(emulator)
         if verdict.accelerator.kind == "kvm":
             failure = boot(verdict)
             if failure:
                 verdict = _tcg(f"/dev/kvm runs a small payload, but {failure}")
-        # Verdicts of earlier boots are of no use to anybody.
+        found[key] = asdict(verdict)
         with workspace("accelerator") as folder:
-            (folder / "verdict").write_text(json.dumps({key: asdict(verdict)}))
-            os.replace(folder / "verdict", store)
+            made = folder / "verdicts"
+            made.write_text(json.dumps({"boot_id": boot_id, "verdicts": found}))
+            os.replace(made, store)
     return verdict
 
 
@@ -214,16 +218,12 @@ def _verdict(item: dict[str, Any]) -> Verdict:
     return Verdict(accelerator, tuple(item["disabled_features"]))
 
 
-def _load(path: Path) -> dict[str, dict[str, Any]]:
+def _load(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return data if isinstance(data, dict) and isinstance(data.get("verdicts"), dict) else {}
 
 
 def _tcg(reason: str) -> Verdict:

@@ -256,3 +256,10 @@ def test_what_a_vm_cannot_honour_is_refused(
             backend.launch(make(context, busybox, "true", limits=limits))
         assert "MiB" in caught.value.hint
     assert time.monotonic() - began < 1.0
+
+
+def test_second_stage_of_the_probe_boots_the_real_kernel(backend: VmBackend) -> None:
+    """Without disk or card to the agent: "" where it works, here under what this host has."""
+    assert backend.try_boot(backend.verdict) == ""
+    found = backend.probe()
+    assert found.usable and found.accelerator.reason and "libvirt" in found.version

@@ -1,0 +1,153 @@
+"""The domain XML is a pure function of its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bench.model import Image, ImageConfig, InstanceSpec, Limits, MemoryBasis
+from hv import memory
+from hv.domain import (
+    QEMU_NAMESPACE,
+    Disk,
+    DomainPlan,
+    Nic,
+    command_line,
+    domain_name,
+    domain_xml,
+    vcpu_count,
+)
+
+PLAN = DomainPlan(
+    name="hvct-r1-0001",
+    kind="kvm",
+    memory_bytes=512 << 20,
+    vcpus=2,
+    emulator=Path("/cache/qemu"),
+    kernel=Path("/cache/boot"),
+    initramfs=Path("/cache/initramfs.cpio"),
+    channel=Path("/run/a&b.sock"),
+    console=Path("/run/console"),
+    disks=(Disk("vda", Path("/cache/image.erofs")),),
+    environment={"HVCT_RUN": "r1"},
+)
+NOTHING = Image("none", "", Path("/none"), 0, "", "amd64", ImageConfig(), "")
+
+
+def parse(plan: DomainPlan) -> ET.Element:
+    """The XML of a plan, parsed back."""
+    return ET.fromstring(domain_xml(plan))
+
+
+def test_the_same_plan_gives_the_same_text() -> None:
+    """Nothing in it depends on time, order or chance."""
+    assert domain_xml(PLAN) == domain_xml(dataclasses.replace(PLAN))
+
+
+def test_size_boot_and_ending() -> None:
+    """RAM, vCPUs, direct boot, and every way a guest ends destroys the domain."""
+    domain = parse(PLAN)
+    assert domain.get("type") == "kvm"
+    assert domain.findtext("memory") == str(512 << 10)
+    assert domain.findtext("vcpu") == "2"
+    assert domain.findtext("os/kernel") == "/cache/boot"
+    assert domain.findtext("os/initrd") == "/cache/initramfs.cpio"
+    assert {domain.findtext(name) for name in ("on_poweroff", "on_reboot", "on_crash")} == {
+        "destroy"
+    }
+
+
+def test_cpu_is_the_hosts_under_kvm_and_all_of_it_under_tcg() -> None:
+    """Host passthrough, without what the probe found broken; under TCG the largest model."""
+    plan = dataclasses.replace(PLAN, disabled_features=("arch-capabilities",))
+    cpu = parse(plan).find("cpu")
+    assert cpu is not None and cpu.get("mode") == "host-passthrough"
+    assert [item.get("name") for item in cpu.findall("feature")] == ["arch-capabilities"]
+    emulated = parse(dataclasses.replace(PLAN, kind="tcg"))
+    assert emulated.get("type") == "qemu"
+    assert emulated.find("cpu[@mode='maximum']") is not None
+
+
+def test_devices() -> None:
+    """A read-only disk, the channel we listen on, entropy; no balloon, no USB, no card unasked."""
+    domain = parse(PLAN)
+    disk = domain.find("devices/disk")
+    assert disk is not None and disk.find("readonly") is not None
+    channel = domain.find("devices/channel")
+    assert channel is not None
+    source = channel.find("source")
+    assert source is not None
+    assert (source.get("mode"), source.get("path")) == ("connect", "/run/a&b.sock")
+    assert domain.find("devices/rng/backend") is not None
+    assert domain.find("devices/memballoon[@model='none']") is not None
+    assert domain.find("devices/controller[@type='usb'][@model='none']") is not None
+    assert domain.find("devices/interface") is None
+
+
+def test_card_and_scratch_disk() -> None:
+    """A tap that exists already, and a disk past the page cache for what is written."""
+    disks = (*PLAN.disks, Disk("vdb", Path("/cache/scratch"), False, "none"))
+    domain = parse(dataclasses.replace(PLAN, nic=Nic("r1-3", "02:00:00:00:00:01"), disks=disks))
+    target = domain.find("devices/interface[@type='ethernet']/target")
+    assert target is not None and (target.get("dev"), target.get("managed")) == ("r1-3", "no")
+    drivers = [item.attrib for item in domain.findall("devices/disk/driver")]
+    assert [item["cache"] for item in drivers] == ["writeback", "none"]
+    assert drivers[1]["io"] == "native"
+    slots = [item.get("slot") for item in domain.iter("address")]
+    assert len(slots) == len(set(slots)) > 3
+
+
+def test_what_makes_libvirt_quick() -> None:
+    """The capability that costs 0.26 s is taken out, and the variables reach QEMU."""
+    domain = parse(PLAN)
+    removed = domain.find(f"{{{QEMU_NAMESPACE}}}capabilities/{{{QEMU_NAMESPACE}}}del")
+    assert removed is not None and removed.get("capability") == "cpu-unavailable-features"
+    variable = domain.find(f"{{{QEMU_NAMESPACE}}}commandline/{{{QEMU_NAMESPACE}}}env")
+    assert variable is not None and variable.attrib == {"name": "HVCT_RUN", "value": "r1"}
+
+
+def test_mitigations_stay_at_their_defaults() -> None:
+    """Nothing on the command line makes the guest quicker by making it less safe."""
+    for kind in ("kvm", "tcg"):
+        words = command_line(dataclasses.replace(PLAN, kind=kind))
+        for name in ("mitigations", "spectre", "nopti", "retbleed", "lsm=", "nosmap", "nosmep"):
+            assert name not in words
+
+
+def test_fractions_of_a_cpu_are_whole_vcpus() -> None:
+    """The quota takes the rest; names derive from the instance's id."""
+    spec = InstanceSpec("r1-0007", NOTHING, ("true",), limits=Limits(cpus=1.5))
+    assert vcpu_count(spec) == 2
+    assert domain_name(spec) == "hvct-r1-0007"
+
+
+@pytest.mark.parametrize("basis", list(MemoryBasis))
+def test_least_limit_would_boot(basis: MemoryBasis) -> None:
+    """The minimum that a refusal names is accepted, and leads to no less RAM than boots."""
+    least = memory.least_limit(basis)
+    limits = Limits(memory_bytes=least, memory_basis=basis)
+    memory.check(InstanceSpec("r1-0008", NOTHING, ("true",), limits=limits))
+    ram = least if basis is MemoryBasis.NOMINAL else memory.guess(least)
+    assert ram >= memory.LEAST_RAM_BYTES - memory.MIB
+
+
+def test_measured_size_converges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reserve is measured until available memory is the limit, and then kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    boots: list[int] = []
+
+    def measure(ram_bytes: int) -> int:
+        boots.append(ram_bytes)
+        return int(ram_bytes * 0.85) - (70 << 20)
+
+    limit = 512 << 20
+    spec = InstanceSpec("r1-0009", NOTHING, ("true",), limits=Limits(memory_bytes=limit))
+    first = memory.guest_size(spec, "key", measure)
+    assert first.available_bytes is not None
+    assert abs(first.available_bytes - limit) < 0.01 * limit
+    seen = len(boots)
+    assert memory.guest_size(spec, "key", measure) == first and len(boots) == seen
+    assert memory.guest_size(spec, "other kernel", measure) == first and len(boots) > seen
