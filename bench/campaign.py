@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from bench import schedule, spec, store
@@ -18,7 +19,7 @@ from bench.context import RunContext
 from bench.disturbances import wait_quiet
 from bench.errors import HvctError
 from bench.model import Image, InstanceSpec, Outcome, ReceiptLevel, Trial, Workload
-from bench.pagecache import SharedCache
+from bench.pagecache import SharedCache, inside
 from bench.plan import Plan
 from bench.receipts import loaded_files, take_receipt
 from bench.schedule import Slot
@@ -119,14 +120,33 @@ class Campaign:
     def one(self, slot: Slot, workload: Workload, attempt: int) -> Trial:
         """Settle, make sure of the page cache, and run one trial."""
         settled = wait_quiet()
-        # The image only: what is read inside the container's mount was read by its receipt.
-        fraction = self.shared_cache.ensure_warm([self.images[workload.image].path])
+        fraction = self.shared_cache.ensure_warm(self.read_by(slot.arm, workload))
         log_dir = self.run_store.directory / "logs"
         wanted = self.make_spec(workload)
         trial = run_trial(self.backends[slot.arm], slot, workload, wanted, log_dir, attempt)
         trial.disturbances |= settled
         trial.disturbances["image_resident"] = fraction
         return trial
+
+    def read_by(self, arm: str, workload: Workload) -> list[Path]:
+        """The files whose pages an arm reads: a VM the image file, the others files inside it.
+
+        Those of program, loader and libraries, as the receipt found them; what else a
+        workload reads was read in its untimed trial.
+        """
+        image = self.images[workload.image]
+        root_of = getattr(self.backends[arm], "image_root", None)
+        if root_of is None:
+            return [image.path]
+        root = root_of(image)
+        names = {
+            line.rpartition(" ")[0]
+            for item in self.run["receipts"]
+            if (item["arm"], item["workload"]) == (arm, workload.name)
+            for line in item["receipt"].get("content", [])
+        }
+        paths = (inside(root, name) for name in sorted(names) if name.startswith("/"))
+        return [path for path in paths if path.is_file()]
 
     def take_receipts(self) -> None:
         """One untimed trial per arm and workload: content digests, and the warm-up."""

@@ -110,6 +110,28 @@ class SharedCache:
         return resident_fraction(*files)
 
 
+def inside(root: Path, name: str) -> Path:
+    """The file that `name` is below `root`, symbolic links followed as a process in there would."""
+    path, left = root, name.split("/")
+    for _ in range(256):
+        if not left:
+            return path
+        part = left.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            path = path if path == root else path.parent
+            continue
+        step = path / part
+        if step.is_symlink():
+            target = os.readlink(step)
+            left = target.split("/") + left
+            path = root if target.startswith("/") else path
+        else:
+            path = step
+    return root
+
+
 def warm(path: Path) -> int:
     """Read a file in full, charged to the caller's own group; returns its bytes."""
     total, buffer = 0, memoryview(bytearray(1 << 20))

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from bench.arms import Arm
 from bench.backend import Backend
 from bench.context import RunContext
 
 
-def _vm(context: RunContext, options: dict[str, object]) -> Backend:
+def _vm(context: RunContext, options: dict[str, Any]) -> Backend:
     from hv.backend import VmBackend
 
     return VmBackend(context, **options)
 
 
-def _container(context: RunContext, options: dict[str, object]) -> Backend:
+def _container(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.backend import ContainerBackend
 
     return ContainerBackend(context, **options)
 
 
-def _process(context: RunContext, options: dict[str, object]) -> Backend:
+def _process(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.process import ProcessBackend
 
     return ProcessBackend(context, **options)
 
 
-BACKENDS: dict[str, Callable[[RunContext, dict[str, object]], Backend]] = {
+BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "vm": _vm,
     "container": _container,
     "process": _process,

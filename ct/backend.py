@@ -162,9 +162,9 @@ class LauncherBackend(ABC):
 
     def launch(self, spec: InstanceSpec) -> LauncherInstance:
         """Start an instance and return without waiting for it to be up."""
+        self.check(spec)  # whether the port is free is our question, not part of the start
         timeline = Timeline()
         timeline.mark(Event.REQUESTED, time.monotonic_ns())
-        self.check(spec)
         lower = self._lower(spec.image)
         with contextlib.ExitStack() as undo:
             cgroup = _cgroup(self.context.tag, spec) if spec.accounting else None

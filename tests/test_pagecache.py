@@ -96,3 +96,17 @@ def test_the_shared_group_pays_and_nobody_else(image: Path, tmp_path: Path) -> N
     finally:
         cgroup.remove_all(TAG)
     assert not any((m / "hvct" / TAG).exists() for m in cgroupfs.layout().mounts)
+
+
+def test_links_are_followed_inside_a_root(tmp_path: Path) -> None:
+    """An absolute link stays below the root, and nothing climbs out of it."""
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/x").touch()
+    (tmp_path / "lib").symlink_to("usr/lib")
+    (tmp_path / "abs").symlink_to("/usr/lib/x")
+    (tmp_path / "loop").symlink_to("loop")
+    wanted = tmp_path / "usr/lib/x"
+    assert pagecache.inside(tmp_path, "/lib/x") == wanted
+    assert pagecache.inside(tmp_path, "/abs") == wanted
+    assert pagecache.inside(tmp_path, "/../../lib/./x") == wanted
+    assert pagecache.inside(tmp_path, "/loop") == tmp_path
