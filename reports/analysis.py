@@ -219,7 +219,7 @@ def _comparison(
         else format_value(series.margin, series.unit),
         verdict=result.verdict.value,
         verdict_text="described" if described else result.verdict.value,
-        reason="" if described or _obvious(result) else result.reason,
+        reason=_reason(result, described=described),
         n=result.n_pairs,
         planned=max(run.record["plan"]["blocks"], result.n_blocks),
         needed=result.needed_n,
@@ -235,9 +235,13 @@ def _comparison(
     )
 
 
-def _obvious(result: Compared) -> bool:
-    """Whether the verdict's own word already says its reason."""
-    return result.verdict in {Verdict.DIFFERENT, Verdict.EQUIVALENT, Verdict.EMULATED}
+def _reason(result: Compared, *, described: bool) -> str:
+    """Why this verdict, where its own word does not say it already."""
+    if result.estimate is None and result.n_below:
+        return "below the resolution"
+    if described or result.verdict in {Verdict.DIFFERENT, Verdict.EQUIVALENT, Verdict.EMULATED}:
+        return ""
+    return result.reason
 
 
 def _sentence(result: Compared) -> str:

@@ -1,8 +1,8 @@
 """The pictures, as SVG text: drawn once, the same in HTML and PDF, readable without colour.
 
 Colours are fixed inks; `reports.html` swaps them for style sheet variables on screen, so
-that dark mode works. An arm keeps its colour, line, marker and hatch in every picture.
-Text is drawn as outlines: the same everywhere, no font needed.
+that dark mode works. An arm keeps its colour, line and marker in every picture; bars bear their
+arm's name, so that nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    MultipleLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from bench.numbers import RATIO_UNIT, format_value
-from reports.model import Comparison, RunReport
+from reports.model import Comparison, Phase, RunReport
 
 INK = "#1b1f24"
 FAINT = "#5b6470"
@@ -38,23 +47,21 @@ class Style:
     colour: str
     line: Any
     marker: str
-    hatch: str
 
 
 STYLES = (
-    Style("#c2470b", "--", "s", "////"),
-    Style("#0b57a8", "-", "o", ""),
-    Style("#6d7580", ":", "^", "...."),
-    Style("#7a3e9d", "-.", "D", "xxxx"),
-    Style("#1d7a4f", (0, (5, 1, 1, 1, 1, 1)), "v", "\\\\\\\\"),
-    Style("#a3195b", (0, (1, 2)), "P", "++++"),
+    Style("#c2470b", "--", "s"),
+    Style("#0b57a8", "-", "o"),
+    Style("#8b939e", ":", "^"),
+    Style("#7a3e9d", "-.", "D"),
+    Style("#1d7a4f", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    Style("#a3195b", (0, (1, 2)), "P"),
 )
-PHASE_SHADES = ("#f3f5f7", "#d5dce4", "#a9b6c5", "#eef0f2", "#7d8fa3", "#4c6178", "#c7cfd8")
-PHASE_HATCHES = ("", "....", "", "////", "", "", "xxxx")
-
+PHASE_SHADES = ("#f1f3f6", "#8596a8", "#dce2e9", "#a9b6c5", "#61758b", "#eef0f2", "#c3ccd7")
+PHASE_INKS = (0, 1, 0, 0, 1, 0, 0)  # 1: light text on it
 _SETTINGS = {
     "svg.hashsalt": "hvct",  # ids from content, not from chance
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # words stay words: they can be searched and read aloud
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
     "axes.titlesize": 8.5,
@@ -76,7 +83,6 @@ _SETTINGS = {
     "ytick.major.width": 0.6,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.5,
     "lines.linewidth": 1.4,
     "lines.markersize": 3.6,
     "path.simplify": True,
@@ -120,6 +126,7 @@ def _svg(figure: Figure, slug: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     text = re.sub(r'\bid="', f'id="{slug}-', text)
     text = re.sub(r"url\(#", f"url(#{slug}-", text)
     text = re.sub(r'xlink:href="#', f'xlink:href="#{slug}-', text)
@@ -149,15 +156,31 @@ def _figure(height_in: float, rows: int, columns: int, **options: Any) -> tuple[
     return figure, axes
 
 
-def _log_axis(axes: Axes, unit: str, low: float, high: float) -> None:
-    """A log axis whose labels are quantities with units, about five of them."""
+def _log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = False) -> None:
+    """A log axis whose labels are quantities with units, about five; `narrow`: about three."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     decades = math.log10(high / low)
-    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    if decades > 0.7:
+        few = 1.6 if narrow else 3
+        subs = (1.0,) if decades > few else (1.0, 3.0) if decades > few / 2 else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    else:
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, unit)))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _bytes_axis(axes: Axes, high: float) -> None:
+    """A linear axis of bytes with round numbers of KiB, MiB or GiB."""
+    wanted = max(high, 1.0) / 4
+    power = 1024.0 ** math.floor(math.log(wanted, 1024))
+    steps = (1, 2, 5, 10, 20, 50, 100, 200, 256, 512, 1024)
+    step = next(n for n in steps if n * power >= wanted) * power
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "bytes")))
 
 
 # ---------------------------------------------------------------- effects
@@ -174,15 +197,16 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
             and row.effect is not None
             and row.effect.scale == "ratio"
             and row.effect.estimate
-            and (row.primary or row.metric in FOREST_METRICS)
-        ][:24]
+            and ([row.metric, row.workload] in run.plan["primary"]
+                 or row.metric in FOREST_METRICS or row.family == "workload")
+        ][:MOST_ROWS]  # fmt: skip
         if rows:
             panels.append((label, rows))
     if not panels:
         return None
     heights = [len(rows) + 1.6 for _, rows in panels]
     figure, grid = _figure(
-        0.165 * sum(heights) + 0.55 * len(panels), len(panels), 1, height_ratios=heights
+        0.135 * sum(heights) + 0.42 * len(panels), len(panels), 1, height_ratios=heights
     )
     for axes, (label, rows) in zip(grid[:, 0], panels, strict=True):
         _forest_panel(run, axes, label, rows)
@@ -197,7 +221,10 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
     )
 
 
-FOREST_METRICS = ("startup_started", "startup_ready", "run_wall", "work_per_cpu_second")
+FOREST_METRICS = ("startup_ready", "run_wall", "work_per_cpu_second")
+"""Drawn beside the plan's primary metrics."""
+
+MOST_ROWS = 20
 
 
 def _forest_panel(run: RunReport, axes: Axes, label: str, rows: Sequence[Comparison]) -> None:
@@ -267,9 +294,9 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
     panels = panels[:9]
     if not panels:
         return None
-    columns = 2 if len(panels) > 1 else 1
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
     rows = math.ceil(len(panels) / columns)
-    figure, grid = _figure(1.55 * rows + 0.25, rows, columns)
+    figure, grid = _figure(1.5 * rows + 0.25, rows, columns, sharey=True)
     every = [v for _, curves in panels for c in curves for v in c.values if v > 0]
     low, high = (min(every), max(every)) if every else (1e-3, 1.0)
     spread = max(math.log10(high / low), 0.3)
@@ -284,20 +311,22 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
             total = curve.n + curve.censored
             heights = [(i + 1) / len(curve.values) * curve.n / total
                        for i in range(len(curve.values))]  # fmt: skip
-            xs = [curve.values[0], *curve.values, high]
-            ys = [0.0, *heights, heights[-1]]
+            xs = [curve.values[0], *curve.values]
+            ys = [0.0, *heights]
+            if curve.censored:  # it goes on beyond the axis, at the share that was ever ready
+                xs, ys = [*xs, high], [*ys, heights[-1]]
             axes.step(xs, ys, where="post", color=drawn.colour, ls=drawn.line, lw=1.3)
             if len(curve.values) <= 64:
                 axes.plot(curve.values, heights, marker=drawn.marker, ls="", color=drawn.colour,
                           mfc=PAPER, mew=0.8, ms=3.2)  # fmt: skip
         axes.set_ylim(0, 1.06)
         axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
-        _log_axis(axes, "s", low, high)
+        _log_axis(axes, "s", low, high, narrow=columns > 2)
         axes.grid(axis="both")
         axes.set_title(workload.title)
         if place % columns == 0:
             axes.set_ylabel("share of trials")
-    figure.legend(handles=_arm_keys(run, lines=True), loc="outside upper right",
+    figure.legend(handles=_arm_keys(run), loc="outside upper right",
                   ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
     return (
         figure,
@@ -320,18 +349,12 @@ def _distributions(run: RunReport, workload: str) -> list[Any]:
     return []
 
 
-def _arm_keys(run: RunReport, *, lines: bool) -> list[Any]:
-    from matplotlib.lines import Line2D
-
+def _arm_keys(run: RunReport) -> list[Any]:
     keys: list[Any] = []
     for arm in run.arms:
         drawn = style(run, arm.name)
-        if lines:
-            keys.append(Line2D([], [], color=drawn.colour, ls=drawn.line, marker=drawn.marker,
-                               mfc=PAPER, mew=0.8, ms=3.6, label=arm.label))  # fmt: skip
-        else:
-            keys.append(Patch(facecolor=drawn.colour, hatch=drawn.hatch, edgecolor=PAPER,
-                              lw=0, label=arm.label))  # fmt: skip
+        keys.append(Line2D([], [], color=drawn.colour, ls=drawn.line, marker=drawn.marker,
+                           mfc=PAPER, mew=0.8, ms=3.6, label=arm.label))  # fmt: skip
     return keys
 
 
@@ -342,25 +365,32 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
         return None
     events = _events(run)
     names = [w for w in run.workloads if any(p.workload == w.name for p in run.phases)][:10]
-    height = 0.22 * len(names) + 0.62
+    height = 0.17 * len(names) + 0.5
     figure, grid = _figure(height * len(arms) + 0.35, len(arms), 1)
     for axes, arm in zip(grid[:, 0], arms, strict=True):
+        longest = max(p.at_s for p in run.phases if p.arm == arm.name)
         for y, workload in enumerate(names):
+            parts: list[tuple[float, Phase, int]] = []
             left, last = 0.0, None
-            for phase in run.phases:
+            for phase in run.phases:  # in the order of the events
                 if (phase.arm, phase.workload) != (arm.name, workload.name):
                     continue
                 index = events.index(phase.event) % len(PHASE_SHADES)
-                axes.barh(y, max(phase.at_s - left, 0.0), left=left, height=0.66,
-                          color=PHASE_SHADES[index], hatch=PHASE_HATCHES[index],
-                          edgecolor=FAINT, lw=0.5)  # fmt: skip
+                axes.barh(y, max(phase.at_s - left, 0.0), left=left, height=0.7,
+                          color=PHASE_SHADES[index], edgecolor=FAINT, lw=0.5)  # fmt: skip
+                parts.append((left, phase, index))
                 left, last = max(left, phase.at_s), phase
+            for start, phase, index in parts:
+                wide = (phase.at_s - start) / longest if longest else 0.0
+                if wide > 0.012 * (len(phase.event) + 1.5):
+                    axes.text((start + phase.at_s) / 2, y, phase.event, ha="center", va="center",
+                              fontsize=6, color=PAPER if PHASE_INKS[index] else INK)  # fmt: skip
             if last is not None:
                 axes.annotate(last.at_text, (left, y), xytext=(4, 0), textcoords="offset points",
                               va="center", fontsize=7)  # fmt: skip
         axes.set_yticks(range(len(names)), [workload.title for workload in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.08)
+        axes.set_xlim(0, (longest or 1.0) * 1.1)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "s")))
@@ -369,7 +399,7 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
         axes.set_title(arm.label)
     keys = [
         Patch(facecolor=PHASE_SHADES[n % len(PHASE_SHADES)], edgecolor=FAINT, lw=0.5,
-              hatch=PHASE_HATCHES[n % len(PHASE_HATCHES)], label=f"→ {event}")
+              label=f"→ {event}")
         for n, event in enumerate(events)
     ]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), frameon=False,
@@ -395,11 +425,13 @@ def _events(run: RunReport) -> list[str]:
 # ---------------------------------------------------------------- memory and CPU
 
 CHARGED = (
-    ("memory_anon", "anonymous", ""),
-    ("memory_shmem", "shared, tmpfs", "...."),
-    ("memory_file", "page cache", "////"),
-    ("memory_kernel", "kernel", "xxxx"),
+    ("memory_anon", 1.0),
+    ("memory_shmem", 0.35),
+    ("memory_file", 0.6),
+    ("memory_kernel", 0.2),
 )
+"""Parts of the charge, with how strongly each is drawn."""
+
 DEFINITIONS = (
     ("memory_pss", "PSS"),
     ("memory_rss", "RSS"),
@@ -418,12 +450,11 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
     shown = [w for w in idle if any(key[0] == w.name for key in values)][:4]
     if not shown:
         return None
-    arms = list(run.arms)
     lines = 1 + len(DEFINITIONS)
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    height = (0.135 * len(arms) + 0.12) * lines + 0.55
-    figure, grid = _figure(height * rows + 0.3, rows, columns)
+    height = (0.15 * len(run.arms) + 0.2) * lines + 0.5
+    figure, grid = _figure(height * rows, rows, columns)
     for place, axes in enumerate(grid.flat):
         if place >= len(shown):
             axes.set_visible(False)
@@ -432,8 +463,6 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
         axes.set_title(shown[place].title)
         if place % columns:
             axes.tick_params(labelleft=False)
-    figure.legend(handles=_arm_keys(run, lines=False), loc="outside upper right",
-                  ncols=len(arms), frameon=False, fontsize=7.5)  # fmt: skip
     return (
         figure,
         "Memory, by four definitions",
@@ -447,37 +476,36 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
 def _memory_panel(
     run: RunReport, axes: Axes, workload: str, values: dict[tuple[str, str, str], float | None]
 ) -> None:
-    step = len(run.arms) + 0.9
     labels = ["charged (cgroup)", *(label for _, label in DEFINITIONS)]
-    for n, arm in enumerate(run.arms):
-        drawn = style(run, arm.name)
-        parts = [values.get((workload, arm.name, metric)) for metric, _, _ in CHARGED]
-        left = 0.0
-        for part in parts:
-            if part:
-                axes.barh(n, part, left=left, height=0.82, color=drawn.colour, hatch=drawn.hatch,
-                          edgecolor=PAPER, lw=0.5)  # fmt: skip
-                left += part
-        total = values.get((workload, arm.name, "memory_current"))
-        ends = [(n, total if total is not None else left)]
-        for line, (metric, _) in enumerate(DEFINITIONS, 1):
-            value = values.get((workload, arm.name, metric))
-            if value is not None:
-                axes.barh(line * step + n, value, height=0.82, color=drawn.colour,
-                          hatch=drawn.hatch, edgecolor=PAPER, lw=0.5)  # fmt: skip
-                ends.append((line * step + n, value))
-        for y, value in ends:
-            axes.annotate(format_value(value, "bytes"), (max(value, 0.0), y), xytext=(3, 0),
-                          textcoords="offset points", va="center", fontsize=6.3)  # fmt: skip
-    middle = (len(run.arms) - 1) / 2
-    axes.set_yticks([line * step + middle for line in range(len(labels))], labels)
-    axes.set_ylim(len(labels) * step - 1.2, -0.7)
+    ticks: list[tuple[float, str]] = []
+    y = 0.0
+    for line, label in enumerate(labels):
+        axes.text(0.0, y - 0.05, label, transform=axes.get_yaxis_transform(), va="center",
+                  fontsize=6.8, fontweight="bold", color=FAINT)  # fmt: skip
+        for arm in run.arms:
+            y += 1.0
+            colour = style(run, arm.name).colour
+            metric = "memory_current" if line == 0 else DEFINITIONS[line - 1][0]
+            total = values.get((workload, arm.name, metric))
+            parts = [(values.get((workload, arm.name, m)), alpha) for m, alpha in CHARGED]
+            if line or not any(part for part, _ in parts):
+                parts = [(total, 1.0)]
+            left = 0.0
+            for part, alpha in parts:
+                if part:
+                    axes.barh(y, part, left=left, height=0.8, color=colour, alpha=alpha,
+                              edgecolor=PAPER, lw=0.4)  # fmt: skip
+                    left += part
+            ticks.append((y, arm.label))
+            text = "not known" if total is None else format_value(total, "bytes")
+            axes.annotate(text, (max(total or 0.0, left, 0.0), y), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=6.5)  # fmt: skip
+        y += 1.3
+    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(y - 0.5, -0.8)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: quantity(x, "bytes"))
-    )
+    axes.tick_params(axis="y", length=0, labelsize=6.5)
+    _bytes_axis(axes, axes.get_xlim()[1])
     axes.grid(axis="x")
     axes.set_axisbelow(True)
 
@@ -491,9 +519,9 @@ def efficiency(run: RunReport) -> tuple[Figure, str, str] | None:
     if not groups:
         return None
     names = list(groups)[:6]
-    figure, grid = _figure((0.2 * len(run.arms) + 0.6) * len(names) + 0.1, len(names), 1)
-    unit = next(m.unit for m in run.metrics if m.name == "work_per_cpu_second")
+    figure, grid = _figure((0.2 * len(run.arms) + 0.7) * len(names), len(names), 1)
     for axes, name in zip(grid[:, 0], names, strict=True):
+        unit = ""
         for y, item in enumerate(groups[name]):
             drawn = style(run, item.arm)
             middle = next(
@@ -504,13 +532,14 @@ def efficiency(run: RunReport) -> tuple[Figure, str, str] | None:
                       color=drawn.colour, mfc="none", mew=0.7, ms=4, alpha=0.9)  # fmt: skip
             if middle.median is not None:
                 axes.plot([middle.median] * 2, [y - 0.38, y + 0.38], color=INK, lw=1.4, ls="-")
+                unit = middle.text.partition(" ")[2]
                 axes.text(1.015, y, middle.text, transform=axes.get_yaxis_transform(),
                           va="center", fontsize=7)  # fmt: skip
         axes.set_yticks(range(len(groups[name])), [run.arm(i.arm).label for i in groups[name]])
         axes.set_ylim(len(groups[name]) - 0.4, -0.6)
         axes.set_xlim(0, axes.get_xlim()[1])
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, unit)))
+        axes.set_xlabel(unit, fontsize=7)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_title(run.workload(name).title)
@@ -531,9 +560,9 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
     panels = [(w, curves) for w, curves in panels if curves][:9]
     if not panels:
         return None
-    columns = 2 if len(panels) > 1 else 1
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
     rows = math.ceil(len(panels) / columns)
-    figure, grid = _figure(1.3 * rows + 0.25, rows, columns, sharex=True)
+    figure, grid = _figure(1.15 * rows + 0.25, rows, columns, sharex=True)
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
             axes.set_visible(False)
@@ -563,7 +592,7 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
         if place >= len(panels) - columns:
             axes.set_xlabel("block")
             axes.tick_params(labelbottom=True)
-    figure.legend(handles=_arm_keys(run, lines=True), loc="outside upper right",
+    figure.legend(handles=_arm_keys(run), loc="outside upper right",
                   ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
     return (
         figure,

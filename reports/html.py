@@ -6,6 +6,7 @@ that follow dark mode on screen, and contents with page numbers in print.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,20 @@ MOST_HEADLINES = 10
 LONG_TEXT = 160
 
 
-def document(data: ReportData, *, for_print: bool = False) -> str:
+Pictures = list[dict[str, charts.Picture]]
+
+
+def draw(data: ReportData) -> Pictures:
+    """The charts of every run, drawn once for the screen and the PDF."""
+    single = len(data.runs) == 1
+    return [charts.pictures(run, _prefix(n, single)) for n, run in enumerate(data.runs)]
+
+
+def document(data: ReportData, pictures: Pictures, *, for_print: bool = False) -> str:
     """The whole page.
 
     Args:
+        pictures: from `draw`.
         for_print: with page numbers and everything unfolded, for the PDF.
     """
     environment = jinja2.Environment(
@@ -67,16 +78,23 @@ def document(data: ReportData, *, for_print: bool = False) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(page=_page(data, for_print=for_print)) + "\n"
+    return template.render(page=_page(data, pictures, for_print=for_print)) + "\n"
 
 
 def _template(name: str) -> str:
     return (files("reports") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _page(data: ReportData, *, for_print: bool) -> dict[str, Any]:
+def _prefix(number: int, single: bool) -> str:
+    return "" if single else f"run{number + 1}-"
+
+
+def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str, Any]:
     single = len(data.runs) == 1
-    runs = [_run(run, n, single=single, for_print=for_print) for n, run in enumerate(data.runs)]
+    runs = [
+        _run(run, pictures[n], _prefix(n, single), for_print=for_print)
+        for n, run in enumerate(data.runs)
+    ]
     metrics = {metric.name: metric for run in data.runs for metric in run.metrics}
     sheets = ["report.css", "print.css" if for_print else "screen.css"]
     first = data.runs[0]
@@ -125,10 +143,10 @@ def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _run(run: RunReport, number: int, *, single: bool, for_print: bool) -> dict[str, Any]:
-    prefix = "" if single else f"run{number + 1}-"
+def _run(
+    run: RunReport, pictures: Mapping[str, charts.Picture], prefix: str, *, for_print: bool
+) -> dict[str, Any]:
     tables = _Tables(run, prefix)
-    pictures = charts.pictures(run, prefix)
     shown = run.headlines[:MOST_HEADLINES]
     failures = run.failures[:100]
     return {
@@ -137,6 +155,8 @@ def _run(run: RunReport, number: int, *, single: bool, for_print: bool) -> dict[
             "workloads", "outcomes", "findings", "fairness", "command",
         )},
         "prefix": prefix,
+        "emulated": any(arm.emulated for arm in run.arms),
+        "columns": _columns(len(run.arms), len(run.pairs)),
         "title": f"{_kinds(run)}: what {wording.listing(_short_titles(run))} cost",
         "when": run.created[:16].replace("T", " ") + (" UTC" if "+00:00" in run.created else ""),
         "arms": [_arm(arm) for arm in run.arms],
@@ -151,7 +171,7 @@ def _run(run: RunReport, number: int, *, single: bool, for_print: bool) -> dict[
             slug: {
                 "title": picture.title,
                 "caption": picture.caption,
-                "svg": picture.svg if for_print else _themed(picture.svg),
+                "svg": _embedded(picture) if for_print else _themed(picture.svg),
             }
             for slug, picture in pictures.items()
         },
@@ -178,6 +198,13 @@ def _run(run: RunReport, number: int, *, single: bool, for_print: bool) -> dict[
         "provenance": _provenance(run),
         "descriptions": _descriptions(run),
     }  # fmt: skip
+
+
+def _columns(arms: int, pairs: int) -> dict[str, float]:
+    """Widths of a comparison table's columns in per cent."""
+    arm = min(11.0, 38.0 / max(arms, 1))
+    first = 15.0
+    return {"first": first, "arm": arm, "pair": (100.0 - first - arms * arm) / max(pairs, 1)}
 
 
 def _kinds(run: RunReport) -> str:
@@ -277,6 +304,12 @@ def _descriptions(run: RunReport) -> list[dict[str, Any]]:
     return found
 
 
+def _embedded(picture: charts.Picture) -> str:
+    """A chart as an image: thousands of its elements then stay out of the page's style."""
+    data = base64.b64encode(picture.svg.encode()).decode()
+    return f'<img alt="{picture.title}" src="data:image/svg+xml;base64,{data}">'
+
+
 def _themed(svg: str) -> str:
     """Swap the inks of a chart for the style sheet's variables."""
     inks = {charts.INK: "--ink", charts.FAINT: "--faint", charts.GRID: "--grid",
@@ -307,6 +340,7 @@ class _Tables:
         kind = VERDICT_CLASSES.get(row.verdict, "described")
         return {
             "verdict_class": kind,
+            "show_verdict": row.verdict_text != "described",
             "verdict_text": VERDICT_SIGNS.get(row.verdict, "") + row.verdict_text,
             "primary": row.primary,
         }
@@ -319,7 +353,7 @@ class _Tables:
         if row.needed is not None:
             reason += f"; about {row.needed:,} blocks would be needed"
         for number, what in ((row.failed, "failed"), (row.timeouts, "timed out")):
-            if number:
+            if number and "gave no value" not in reason:
                 reason += f"{'; ' if reason else ''}{number} {what}"
         if row.failure_p is not None and row.failure_p <= 0.05:
             reason += f"; failure rates differ, p = {row.failure_p:.2g} (McNemar)"
@@ -399,5 +433,6 @@ class _Tables:
             "pictures": FAMILY_PICTURES.get(family, ()),
             "rows": groups,
             "caption": "Each arm: median, below it the order-statistic interval of the median. "
-            "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n.",
+            "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n. "
+            "A figure without a verdict is described, not judged.",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from reports.model import ReportData
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from reports.html import Pictures
 
 FORMATS = {
     "html": "report.html",
@@ -55,11 +58,11 @@ def build(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise oserror("mkdir", folder, error) from error
-    makers = _makers(runs)
+    makers = _Makers(runs)
     written = {}
     for name in formats:
         written[name] = folder / FORMATS[name]
-        _write(written[name], makers[name])
+        _write(written[name], getattr(makers, name))
     return written
 
 
@@ -103,37 +106,41 @@ def _folder(run_dirs: Sequence[Path], runs: Sequence[Run]) -> Path:
     return first.resolve().parent / f"report-{names}"[:200]
 
 
-def _makers(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
-    """For each format, what writes it to a path. The numbers are made once, when needed."""
-    held: list[ReportData] = []
+class _Makers:
+    """What writes each format to a path; numbers and charts are made once, when needed."""
 
-    def data() -> ReportData:
-        if not held:
-            held.append(_data(runs))
-        return held[0]
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
 
-    def html(path: Path) -> None:
+    @cached_property
+    def data(self) -> ReportData:
+        return _data(self.runs)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        from reports.html import draw
+
+        return draw(self.data)
+
+    def html(self, path: Path) -> None:
         from reports.html import document
 
-        path.write_text(document(data()), encoding="utf-8")
+        path.write_text(document(self.data, self.pictures), encoding="utf-8")
 
-    def pdf(path: Path) -> None:
+    def pdf(self, path: Path) -> None:
         from reports.html import document
         from reports.pdf import render
 
-        path.write_bytes(render(document(data(), for_print=True)))
+        path.write_bytes(render(document(self.data, self.pictures, for_print=True)))
 
-    return {
-        "html": html,
-        "pdf": pdf,
-        "json": lambda path: _text(path, export.as_json(data())),
-        "csv": lambda path: export.write_csv(runs, path),
-        "parquet": lambda path: export.write_parquet(runs, path),
-    }
+    def json(self, path: Path) -> None:
+        path.write_text(export.as_json(self.data), encoding="utf-8")
 
+    def csv(self, path: Path) -> None:
+        export.write_csv(self.runs, path)
 
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    def parquet(self, path: Path) -> None:
+        export.write_parquet(self.runs, path)
 
 
 def _write(path: Path, make: Callable[[Path], None]) -> None:

@@ -107,6 +107,16 @@ class Values:
         found: dict[str, Any] = self.run.record["metrics"][metric]
         return found
 
+    def unit(self, group: Group) -> str:
+        """The unit of a group's values; work is counted in what its workload counts."""
+        unit = str(self.definition(group.metric)["unit"])
+        if unit != "work/s":
+            return unit
+        for item in self.run.record["plan"]["workloads"]:
+            if item["name"] == group.workload and item.get("work_unit_name"):
+                return f"{item['work_unit_name']}/s"
+        return unit
+
     def margin(self, metric: str) -> float:
         """The plan's margin for a metric."""
         override = self.run.record["plan"]["margins"].get(metric)
@@ -172,7 +182,7 @@ def paired(
                 workload=group.workload,
                 arm=labels[arm],
                 baseline=labels[baseline],
-                unit=about["unit"],
+                unit=values.unit(group),
                 scale=scale,
                 better=Better.HIGHER if about["better"] == "higher" else Better.LOWER,
                 margin=values.margin(group.metric),
@@ -252,7 +262,7 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     about = values.definition(group.metric)
     own = values.own(group, arm)
     level = quantiles.median(own, CONFIDENCE)
-    unit, limit = about["unit"], values.timeout_s(group.workload)
+    unit, limit = values.unit(group), values.timeout_s(group.workload)
     resolution = float(about.get("resolution") or 0.0)
 
     def shown(value: float | None) -> str:
@@ -262,7 +272,9 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     known = [value for value in own if math.isfinite(value)]
     counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
     interval = ""
-    if level is not None and level.low is not None and level.high is not None:
+    if level is not None and level.low is not None and level.high is not None and (
+        level.value > resolution
+    ):
         interval = format_interval(level.low, level.high, unit, near=finite(level.value) or 0.0)
     return Summary(
         metric=group.metric,

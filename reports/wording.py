@@ -21,6 +21,18 @@ FAMILY_TITLES = {
     "workload": "What the workloads measured",
 }
 LEVELS = {"problem": 0, "warning": 1, "info": 2}
+FIELD_TITLES = {
+    "arg": "arguments", "env": "environment", "cwd": "working directory", "group": "groups",
+    "release": "kernel", "version": "kernel version", "cmdline": "kernel command line",
+    "clocksource": "clock source", "cpu_model": "CPU model", "cpu_flags": "CPU flags",
+    "cpus_online": "CPUs online", "cpus_allowed": "CPUs allowed", "mem_total_bytes": "memory seen",
+    "pid": "process number", "no_new_privs": "no new privileges", "thp": "transparent huge pages",
+    "cap_effective": "capabilities, effective", "cap_permitted": "capabilities, permitted",
+    "cap_inheritable": "capabilities, inheritable", "cap_bounding": "capabilities, bounding",
+    "cap_ambient": "capabilities, ambient", "vulnerability": "mitigations",
+    "program_inode": "program, inode", "program_size": "program, size",
+    "program_mode": "program, mode", "content": "file contents",
+}  # fmt: skip
 _READING_UNITS = (("_cpus", "CPUs"), ("_bytes", "bytes"), ("_per_s", "/s"), ("_s", "s"))
 _SHARES = ("psi_", "image_resident", "flagged")
 
@@ -28,6 +40,11 @@ _SHARES = ("psi_", "image_resident", "flagged")
 def words(name: str) -> str:
     """``page_cache`` → page cache."""
     return name.replace("_", " ")
+
+
+def field_title(name: str) -> str:
+    """What a field of the receipt is called."""
+    return FIELD_TITLES.get(name, words(name))
 
 
 def family_title(name: str) -> str:
@@ -172,8 +189,12 @@ def _compared(
         f"one trial of every arm and workload in random order (seed {run.record.get('seed')}): "
         f"{count(counts['trials'], 'trial')}, {counts['ok']:,} ended well"
         + (
-            f", {counts['failed']} failed, {counts['timeout']} timed out, "
-            f"{counts['refused']} were refused."
+            "; " + listing([
+                f"{counts[name]} {text}"
+                for name, text in (("failed", "failed"), ("timeout", "timed out"),
+                                   ("refused", "refused"))
+                if counts[name]
+            ]) + "."
             if counts["ok"] != counts["trials"]
             else "."
         ),
@@ -184,11 +205,13 @@ def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
     lines = []
     for item in run.identity:
         name = f"{labels[item.arm]} and {labels[item.baseline]}"
-        declared = [
-            words(d.name)
-            for d in item.differences.values()
-            if d.field_class is FieldClass.DECLARED
-        ]
+        declared = list(
+            dict.fromkeys(
+                field_title(d.name).partition(",")[0]
+                for d in item.differences.values()
+                if d.field_class is FieldClass.DECLARED
+            )
+        )
         if not item.pairs:
             lines.append(f"{name}: no pair of trials to compare.")
             continue
@@ -373,7 +396,7 @@ def identity(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:
                 ],
                 "differences": [
                     {
-                        "name": words(d.name),
+                        "name": field_title(d.name),
                         "field_class": d.field_class.value,
                         "first": d.first,
                         "second": d.second,
