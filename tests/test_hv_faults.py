@@ -158,8 +158,8 @@ def test_killed_harness_leaves_nothing(after_s: float, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert harness.stdout is not None
     try:
-        assert harness.stdout is not None
         tag = harness.stdout.readline().strip()
         assert harness.stdout.readline().strip() == "spawned"
         time.sleep(after_s)
