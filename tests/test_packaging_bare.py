@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import synthetic
 
 from bench.cache import cache_dir, lock, publish, workspace
 from bench.command import run
@@ -20,9 +21,14 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FOLDER = "/srv/my hvct"  # a space in it, since scripts and shebangs break there
 NOT_SOURCE = (".git", ".venv", ".hvct", ".nox", "runs", "build", "dist", "*.egg-info",
               "__pycache__", ".*_cache", ".hypothesis", ".benchmarks")  # fmt: skip
+# The root is made a mount point: a machine's is one, and mount namespaces rely on it.
 ENTER = """
+set -e
 root=$1; folder=$2; shift 2
-mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev" || exit 99
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
 exec chroot "$root" env --chdir="$folder" "$@"
 """
 
@@ -159,10 +165,31 @@ def test_set_up_survives_everything(bare: BareRoot) -> None:
     assert not (bare.path / "usr/sbin/policy-rc.d").exists()
 
 
-def test_later_starts_touch_no_package_client(bare: BareRoot) -> None:
-    """With the stamp in place it starts without apt, dpkg and pip: they are not even there."""
+def need_set_up(bare: BareRoot) -> None:
+    """Skip what can only follow from the test before."""
     if not (bare.folder / ".hvct/stamp-run").exists():
         pytest.skip("the set-up before this test failed")
+
+
+@pytest.mark.vm
+def test_the_package_list_suffices(bare: BareRoot) -> None:
+    """With nothing but the [run] packages every arm runs a command, and a report becomes a PDF."""
+    need_set_up(bare)
+    for arm in ("process", "container", "vm"):
+        out, _ = bare.finish(
+            bare.start("./hvct", "run", "--arm", arm, "busybox", "--", "echo", arm)
+        )
+        assert out == f"{arm}\n"
+    synthetic.write_run(bare.folder / "runs/one")
+    bare.finish(bare.start("./hvct", "report", "runs/one", "--format", "html,pdf"))
+    pdf = bare.folder / "runs/one/report.pdf"
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert pdf.stat().st_size > 20_000, "hardly anything is in it"
+
+
+def test_later_starts_touch_no_package_client(bare: BareRoot) -> None:
+    """With the stamp in place it starts without apt, dpkg and pip: they are not even there."""
+    need_set_up(bare)
     for client in ("apt-get", "dpkg", "dpkg-query"):
         (bare.path / "usr/bin" / client).unlink()
     shutil.rmtree(next((bare.folder / ".venv/lib").glob("python3*/site-packages/pip")))
