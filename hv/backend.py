@@ -205,19 +205,21 @@ class VmBackend:
     ) -> VmInstance:
         """Without `pairs` the guest boots to its agent and no further: no disk, no card."""
         connection = self.connection
-        timeline = Timeline()
-        timeline.mark(Event.REQUESTED, time.monotonic_ns())
         with contextlib.ExitStack() as resources:
+            disks: tuple[Disk, ...] = ()
+            if pairs is not None:
+                # Writing a scratch disk is preparation, whichever arm it is for.
+                scratch = resources.enter_context(rootfs.scratch_disk(spec))
+                disks = (rootfs.image_disk(spec, direct=self.direct), *scratch)
+            timeline = Timeline()
+            timeline.mark(Event.REQUESTED, time.monotonic_ns())
             files = resources.enter_context(_files(self.context.runtime_dir, spec.id))
             cgroup = None
             if spec.accounting:
                 cgroup = _cgroup(self.context.tag, spec)
                 resources.callback(cgroup.remove)
-            disks: tuple[Disk, ...] = ()
             if pairs is not None:
                 resources.enter_context(network.tap(self.context.network, spec))
-                scratch = resources.enter_context(rootfs.scratch_disk(spec))
-                disks = (rootfs.image_disk(spec, direct=self.direct), *scratch)
             plan = DomainPlan(
                 name=domain_name(spec),
                 kind=verdict.accelerator.kind,
