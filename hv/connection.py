@@ -171,7 +171,12 @@ class Connection:
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C is the harness's affair
-                env={**os.environ, RUN_VARIABLE: self.context.tag},
+                # Errors only: it warns about every domain that we tune.
+                env={
+                    **os.environ,
+                    RUN_VARIABLE: self.context.tag,
+                    "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+                },
             )
         try:
             self._await_ready()
