@@ -1,9 +1,10 @@
 """The process that holds libvirt: starts domains, reaps QEMU, and takes all of it down.
 
 It runs beside the harness (libvirt's embedded driver belongs to one process per root) and
-imports libvirt and nothing of ours, hence more than 400 lines in one script. It is child subreaper, so every QEMU, which libvirt
-detaches, becomes its child: reaped at once and with exact rusage. When the socket to the
-harness closes, however the harness died, it kills its domains and runs the cleanup command.
+imports libvirt and nothing of ours, hence more than 400 lines in one script. It is child
+subreaper, so every QEMU, which libvirt detaches, becomes its child: reaped at once and
+with exact rusage. When the socket to the harness closes, however the harness died, it
+kills its domains and runs the cleanup command.
 
 One SOCK_SEQPACKET socket carries start requests; each brings the worker's end of a socket
 of its own, on which that instance's messages go (JSON, one per packet) and on which the
