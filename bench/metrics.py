@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from bench.model import Better, Event, Sample, Scale, Timeline, Workload
 
 MIB = float(1 << 20)
+MEMORY_RESOLUTION = 64 * 4096.0
+"""A CPU takes 64 pages from a cgroup's account at a time (MEMCG_CHARGE_BATCH, mm/memcontrol.c)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def _memory(name: str, title: str, definition: str, margin_mib: float = 2.0) -> 
         margin_mib * MIB,
         "memory",
         definition,
-        4096.0,
+        MEMORY_RESOLUTION,
     )
 
 

@@ -1,7 +1,8 @@
 """The vocabulary as data: frozen dataclasses and enums, nothing that acts.
 
 Every word here is used with the same meaning in the code, the command line and
-the reports; ``docs/architecture.md`` has the table. Stdlib only.
+the reports; ``docs/architecture.md`` has the table. Stdlib only. Longer than other
+files on purpose: one place to look up what a word means.
 """
 
 from __future__ import annotations
