@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 from bench.agent.build import agent_path
 from bench.agent.launch_record import run_record
@@ -64,7 +64,7 @@ class VmBackend:
         machine: a key of `hv.domain.MACHINES`.
     """
 
-    name: ClassVar[str] = "vm"
+    name: str = "vm"
 
     def __init__(
         self,

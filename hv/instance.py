@@ -262,6 +262,10 @@ class VmInstance:
         """Pass bytes to the workload's stdin; b"" closes it."""
         self._need_session().send_stdin(data)
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the workload's terminal its size."""
+        self.session.window(rows, columns)
+
     def signal(self, number: int) -> None:
         """Send a signal to the workload (through the agent)."""
         self._need_session().signal(number)

@@ -34,10 +34,12 @@ RECEIPT: dict[str, Any] = {
 
 
 def stored(arm: str, receipt: dict[str, Any], block: int = 0) -> dict[str, Any]:
+    """A stored trial with this receipt."""
     return {"block": block, "workload": "w", "arm": arm, "outcome": "ok", "receipt": receipt}
 
 
 def compared(first: dict[str, Any], second: dict[str, Any]) -> identity.PairIdentity:
+    """What comparing two receipts, vm against container, finds."""
     trials = [stored("vm", first), stored("container", second)]
     (result,) = identity.compare(trials, [], [("vm", "container")], {"w": "container-native"})
     return result

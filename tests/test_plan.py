@@ -38,6 +38,7 @@ margin = 0.03
 
 
 def write(tmp_path: Path, text: str) -> Path:
+    """A plan file with this text."""
     path = tmp_path / "plan.toml"
     path.write_text(text)
     return path

@@ -31,6 +31,7 @@ def serve(port: int, delay_s: float, answer: Callable[[bytes], bytes]) -> thread
 
 
 def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         return int(link.getsockname()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_a_williams_design_balances_position_and_predecessor(count: int) -> None
     """Each treatment is equally often at each position and after each other one."""
     rows = schedule.williams(count)
     places = Counter((place, value) for row in rows for place, value in enumerate(row))
-    follows = Counter(pair for row in rows for pair in zip(row, row[1:], strict=False))
+    follows = Counter(pair for row in rows for pair in pairwise(row))
     assert len(set(places.values())) == 1
     assert len(places) == count * count
     assert len(set(follows.values())) <= 1

@@ -15,10 +15,12 @@ RUN = {"plan": {"arms": ["a", "b"], "workloads": [{"name": "w"}], "blocks": 2}}
 
 
 def trial(block: int, arm: str, attempt: int = 1) -> Trial:
+    """A successful trial with one sample."""
     return Trial(block, 0, arm, "w", Outcome.OK, samples=[Sample("m", 1.5, "s")], attempt=attempt)
 
 
 def make(tmp_path: Path) -> store.RunStore:
+    """A run directory with two arms and one workload."""
     made = store.RunStore.create(tmp_path / "run")
     made.write_run(RUN)
     return made
