@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from bench import arms as bench_arms
 from bench import host as bench_host
-from bench.model import Accelerator, Event, Outcome
-from bench.numbers import RATIO_UNIT, format_p, format_percent, format_value
+from bench.model import Accelerator
+from bench.numbers import format_p, format_percent, format_value
 from bench.stats.family import compare_family, order_findings
 from bench.stats.pairs import PairedSeries
 from bench.stats.sentences import effect_text, sentence
 from bench.stats.verdict import Comparison as Compared
 from bench.stats.verdict import Verdict
-from reports import model, wording
+from reports import measured, model, notes, wording
 from reports.data import Run
-from reports.series import Group, Values, effect, other_scale, paired, summary, thinned
-
-DRAWN = ("startup_ready", "startup_started", "work_per_cpu_second")
-"""Metrics whose distributions a chart shows."""
-
-DRAWN_POINTS = 400
-"""Most points of one curve; a picture cannot show more. Numbers always use every value."""
-
-PHASES = (
-    Event.ACCEPTED, Event.SPAWNED, Event.KERNEL, Event.INIT, Event.STARTED, Event.LISTENING,
-    Event.READY,
-)  # fmt: skip
+from reports.series import Group, Values, effect, other_scale, paired, summary
 
 ARM_ORDER = {"process": 0, "container": 1, "vm": 3}
 ARM_STYLES = {"vm": 0, "container": 1, "process": 2}
-SHOWN_FAILURES = 100
 
 
 def analyse(run: Run) -> model.RunReport:
@@ -54,8 +37,8 @@ def analyse(run: Run) -> model.RunReport:
     comparisons = tuple(
         _comparison(run, values, *one, result) for one, result in zip(rows, compared, strict=True)
     )
-    counts = _counts(run)
-    findings = wording.findings(
+    counts = measured.counts(run)
+    findings = notes.findings(
         run,
         counts,
         order_findings([one for one in series if one.primary]),
@@ -100,13 +83,13 @@ def analyse(run: Run) -> model.RunReport:
             for arm in arms
             if values.applies(group, arm.name)
         ),
-        distributions=tuple(_distributions(values)),
-        phases=tuple(_phases(run, arms)),
+        distributions=tuple(measured.distributions(values)),
+        phases=tuple(measured.phases(run, arms)),
         counts=counts,
-        outcomes=_outcomes(run, arms),
-        failures=_failures(run, labels),
-        disturbances=tuple(_readings(run, arms)),
-        identity=wording.identity(run, labels),
+        outcomes=measured.outcomes(run, arms),
+        failures=measured.failures(run, labels),
+        disturbances=tuple(measured.readings(run, arms)),
+        identity=notes.identity(run, labels),
         fairness=tuple((wording.words(k), str(v)) for k, v in plan["fairness"].items()),
         findings=findings,
         descriptions=run.record["descriptions"],
@@ -199,9 +182,7 @@ def _comparison(
     described = result.verdict is Verdict.NO_VERDICT and result.reason.startswith("descriptive")
     size = None
     if result.estimate is not None:
-        size = effect(
-            series.scale, result.estimate, result.low, result.high, effect_text(result)
-        )
+        size = effect(series.scale, result.estimate, result.low, result.high, effect_text(result))
     ratio = series.scale.value == "ratio"
     return model.Comparison(
         id=f"{group.metric}/{group.workload}/{names[0]}/{names[1]}",
@@ -268,9 +249,11 @@ def _headlines(
     for row in comparisons:
         if not row.primary and (row.metric, row.workload) in order and row.effect is not None:
             key = (row.metric, row.pair)
-            if key not in others or order[(row.metric, row.workload)] < order[
-                (others[key].metric, others[key].workload)
-            ]:
+            if (
+                key not in others
+                or order[(row.metric, row.workload)]
+                < order[(others[key].metric, others[key].workload)]
+            ):
                 others[key] = row
     rest = sorted(others.values(), key=lambda row: order[(row.metric, row.workload)])
     return tuple(
@@ -298,9 +281,9 @@ def _metrics(values: Values) -> tuple[model.Metric, ...]:
                 family=str(about.get("family") or "other"),
                 definition=str(about.get("definition") or ""),
                 margin=margin,
-                margin_text=format_percent(margin) if ratio else format_value(
-                    margin, about["unit"]
-                ),
+                margin_text=format_percent(margin)
+                if ratio
+                else format_value(margin, about["unit"]),
                 resolution_text=format_value(resolution, about["unit"]) if resolution else "",
             )
         )
@@ -312,120 +295,7 @@ def _families(values: Values) -> tuple[tuple[str, str], ...]:
     return tuple((name, wording.family_title(name)) for name in names)
 
 
-def _distributions(values: Values) -> list[model.Distribution]:
-    found = []
-    for group in values.groups:
-        if group.metric not in DRAWN:
-            continue
-        for arm in values.arms:
-            own = group.values.get(arm.name, {})
-            if not own and not values.own(group, arm.name):
-                continue
-            blocks = sorted(own)
-            picked = thinned(blocks, DRAWN_POINTS)
-            found.append(
-                model.Distribution(
-                    metric=group.metric,
-                    workload=group.workload,
-                    arm=arm.name,
-                    n=len(own),
-                    censored=len(values.own(group, arm.name)) - len(own),
-                    values=thinned(sorted(own.values()), DRAWN_POINTS),
-                    order=tuple((int(block), own[int(block)]) for block in picked),
-                )
-            )
-    return found
-
-
-def _phases(run: Run, arms: Sequence[model.Arm]) -> list[model.Phase]:
-    """Median time of each event up to ready over the trials that ended well."""
-    good = run.trials.index[run.trials["outcome"] == Outcome.OK.value]
-    events = [event.value for event in PHASES]
-    marks = run.marks[run.marks["event"].isin(events) & run.marks["trial"].isin(good)]
-    marks = marks.join(run.trials[["arm", "workload"]], on="trial")
-    table: pd.DataFrame = marks.groupby(["workload", "arm", "event"], observed=True)["at_s"].agg(
-        ["median", "count"]
-    )
-    phases = []
-    for item in run.record["plan"]["workloads"]:
-        for arm in arms:
-            before = 0.0
-            for event in events:
-                if (item["name"], arm.name, event) not in table.index:
-                    continue
-                at_s, n = table.loc[(item["name"], arm.name, event)]
-                # Medians of different events may cross by a hair; a phase is never negative.
-                length = max(0.0, float(at_s) - before)
-                before = max(before, float(at_s))
-                phases.append(
-                    model.Phase(
-                        item["name"], arm.name, event, int(n), float(at_s), length,
-                        format_value(float(at_s), "s"), format_value(length, "s"),
-                    )
-                )  # fmt: skip
-    return phases
-
-
-def _counts(run: Run) -> dict[str, int]:
-    plan = run.record["plan"]
-    outcomes = run.trials["outcome"].value_counts()
-    return {
-        "planned": plan["blocks"] * len(plan["arms"]) * len(plan["workloads"]),
-        "blocks_planned": plan["blocks"],
-        "blocks": int(run.trials["block"].nunique()),
-        "trials": len(run.trials),
-        **{outcome.value: int(outcomes.get(outcome.value, 0)) for outcome in Outcome},
-        "excluded": run.excluded,
-        "damaged_lines": run.damaged_lines,
-    }
-
-
-def _outcomes(run: Run, arms: Sequence[model.Arm]) -> tuple[dict[str, Any], ...]:
-    table = run.trials.groupby(["arm", "outcome"]).size()
-    return tuple(
-        {
-            "arm": arm.name,
-            "label": arm.label,
-            **{o.value: int(table.get((arm.name, o.value), 0)) for o in Outcome},
-        }
-        for arm in arms
-    )
-
-
-def _failures(run: Run, labels: Mapping[str, str]) -> tuple[model.Failure, ...]:
-    bad = run.trials[run.trials["outcome"] != Outcome.OK.value]
-    return tuple(
-        model.Failure(
-            int(row.block), int(row.position), labels[row.arm], row.workload, row.outcome,
-            row.error or "no reason was stored",
-        )
-        for row in bad.itertuples()
-    )  # fmt: skip
-
-
-def _readings(run: Run, arms: Sequence[model.Arm]) -> list[model.Reading]:
-    joined = run.disturbances.join(run.trials["arm"], on="trial")
-    table = joined.groupby(["name", "arm"], observed=True)["value"].agg(["median", "max", "count"])
-    names = dict.fromkeys(run.disturbances["name"].cat.categories)
-    found = []
-    for name in sorted(names, key=wording.reading_order):
-        unit, title = wording.reading(name)
-        for arm in arms:
-            if (name, arm.name) not in table.index:
-                continue
-            middle, top, n = (float(x) for x in table.loc[(name, arm.name)])
-            found.append(
-                model.Reading(
-                    name, title, arm.name, int(n), middle, top,
-                    f"{format_value(middle, unit)} (most {format_value(top, unit)})",
-                )
-            )  # fmt: skip
-    return found
-
-
 def _host_line(host: Mapping[str, Any]) -> str:
     if not host:
         return "unknown host"
     return bench_host.summary_line(dict(host))
-
-

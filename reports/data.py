@@ -6,13 +6,17 @@ everything that is used is checked here and nothing is checked again later.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench import arms as bench_arms
@@ -66,22 +70,37 @@ def read(directory: Path) -> Run:
     Raises:
         BadInput: it is no run directory, or something in it cannot be what hvct wrote.
     """
-    stored = load(directory)
-    try:
-        record = _checked_record(stored.run)
-        frames = _frames(record, stored.trials)
-        pairs, identity = _identity(record, stored.trials)
-    except _Wrong as wrong:
-        raise BadInput(f"{directory}: {wrong}", HINT) from wrong
+    with _uncollected():
+        stored = load(directory)
+        try:
+            record = _checked_record(stored.run)
+            frames = _frames(record, stored.trials)
+            pairs, identity = _identity(record, stored.trials)
+        except _Wrong as wrong:
+            raise BadInput(f"{directory}: {wrong}", HINT) from wrong
+        excluded, damaged = len(stored.excluded), stored.damaged_lines
+        del stored
     return Run(
         record=record,
         **frames,
         pairs=pairs,
         identity=identity,
-        excluded=len(stored.excluded),
-        damaged_lines=stored.damaged_lines,
+        excluded=excluded,
+        damaged_lines=damaged,
         digests={name: _digest(directory / name) for name in (RUN_FILE, TRIALS_FILE)},
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic collector, which would walk millions of fresh dicts again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Wrong(Exception):
@@ -96,6 +115,20 @@ def _digest(path: Path) -> str:
         return ""
     except OSError as error:
         raise BadInput(oserror("read", path, error).message, "check its permissions") from error
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def _clean(value: Any) -> Any:
+    """Texts without what neither HTML nor SVG may hold; everything else as it is."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return value
 
 
 _TYPES: dict[type, str] = {dict: "a table", list: "a list", str: "a text", float: "a number"}
@@ -121,8 +154,8 @@ def _texts(value: Any, where: str) -> list[str]:
 
 def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
     """run.json with every part a report reads present and of the right type."""
-    record: dict[str, Any] = dict(run)
-    plan: dict[str, Any] = dict(_is(run["plan"], dict, "run.json: plan"))
+    record: dict[str, Any] = _clean(dict(run))
+    plan: dict[str, Any] = dict(_is(record["plan"], dict, "run.json: plan"))
     record["plan"] = plan
     for name, empty in (
         ("metrics", {}),
@@ -179,7 +212,7 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(
-    record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
+    record: Mapping[str, Any], trials: Sequence[dict[str, Any]]
 ) -> tuple[list[tuple[str, str]], list[PairIdentity]]:
     """Compare the stored receipts again: the verdict on identity is never taken on trust."""
     names = record["plan"]["arms"]
@@ -192,11 +225,9 @@ def _identity(
         for key, kind in (("arm", str), ("workload", str), ("receipt", dict)):
             _is(item.get(key), kind, f"run.json: receipts[{n}].{key}")
     security = {item["name"]: str(item.get("security")) for item in record["plan"]["workloads"]}
-    plain = [
-        {**trial, "receipt": _is(trial.get("receipt") or {}, dict, "trials.jsonl: receipt")}
-        for trial in trials
-    ]
-    return pairs, compare(plain, record["receipts"], pairs, security)
+    for trial in trials:
+        trial["receipt"] = _is(trial.get("receipt") or {}, dict, f"{_where(trial)}: receipt")
+    return pairs, compare(trials, record["receipts"], pairs, security)
 
 
 def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -204,16 +235,11 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
     arms = set(record["plan"]["arms"])
     workloads = {item["name"] for item in record["plan"]["workloads"]}
     heads: list[tuple[Any, ...]] = []
-    samples: tuple[list[int], list[str], list[float]] = ([], [], [])
-    marks: tuple[list[int], list[str], list[float]] = ([], [], [])
-    readings: tuple[list[int], list[str], list[float]] = ([], [], [])
+    samples, marks, readings = _Column("samples"), _Column("timeline"), _Column("disturbances")
     resolution: dict[str, float] = {}
     ordered = sorted(trials, key=lambda item: (item["block"], _position(item)))
     for number, trial in enumerate(ordered):
-        where = (
-            f"trials.jsonl: block {trial['block']}, {trial['arm']!s:.40}, "
-            f"{trial['workload']!s:.40}"
-        )
+        where = _where(trial)
         if trial["arm"] not in arms:
             raise _Wrong(f"{where}: the plan has no such arm")
         if trial["workload"] not in workloads:
@@ -228,50 +254,91 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
                 trial["arm"],
                 trial["workload"],
                 trial["outcome"],
-                str(trial.get("error") or "")[:TEXT_LIMIT],
+                _clean(str(trial.get("error") or "")[:TEXT_LIMIT]),
                 str(accelerator.get("kind") or "none"),
-                str(accelerator.get("reason") or "")[:TEXT_LIMIT],
+                _clean(str(accelerator.get("reason") or "")[:TEXT_LIMIT]),
                 bool(accelerator.get("nested")),
                 str(trial.get("wall_time") or ""),
             )
         )
-        for sample in _is(trial.get("samples") or [], list, f"{where}: samples"):
-            _is(sample, dict, f"{where}: sample")
-            metric = _is(sample.get("metric"), str, f"{where}: sample's metric")
-            samples[0].append(number)
-            samples[1].append(metric)
-            samples[2].append(_is(sample.get("value"), float, f"{where}: {metric}"))
+        listed = _is(trial.get("samples") or [], list, f"{where}: samples")
+        try:
+            pairs = [(sample["metric"], sample["value"]) for sample in listed]
+        except (KeyError, TypeError) as error:
+            raise _Wrong(f"{where}: a sample has no {error}") from error
+        samples.add(number, pairs)
         for column, key in ((marks, "timeline"), (readings, "disturbances")):
-            for name, value in _is(trial.get(key) or {}, dict, f"{where}: {key}").items():
-                column[0].append(number)
-                column[1].append(name)
-                column[2].append(_is(value, float, f"{where}: {key}.{name}"))
+            column.add(number, _is(trial.get(key) or {}, dict, f"{where}: {key}").items())
         for event, error_s in _is(trial.get("resolution") or {}, dict, where).items():
             error_s = _is(error_s, float, f"{where}: resolution.{event}")
             resolution[event] = max(resolution.get(event, 0.0), error_s)
     columns = ["block", "position", "arm", "workload", "outcome", "error", "kind", "reason",
                "nested", "wall_time"]  # fmt: skip
+    table = pd.DataFrame(heads, columns=columns)
+    for name in ("arm", "workload", "outcome", "kind", "reason"):
+        table[name] = table[name].astype("category")
     return {
-        "trials": pd.DataFrame(heads, columns=columns),
-        "samples": _frame(samples, ("trial", "metric", "value")),
-        "marks": _frame(marks, ("trial", "event", "at_s")),
-        "disturbances": _frame(readings, ("trial", "name", "value")),
+        "trials": table,
+        "samples": samples.frame(ordered, ("trial", "metric", "value")),
+        "marks": marks.frame(ordered, ("trial", "event", "at_s")),
+        "disturbances": readings.frame(ordered, ("trial", "name", "value")),
         "resolution_s": resolution,
     }
+
+
+class _Column:
+    """Named numbers of all trials, checked together at the end: millions of them."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.numbers: list[int] = []
+        self.names: list[Any] = []
+        self.values: list[Any] = []
+
+    def add(self, number: int, pairs: Collection[tuple[Any, Any]]) -> None:
+        """The pairs of one trial."""
+        self.numbers += [number] * len(pairs)
+        self.names += [name for name, _ in pairs]
+        self.values += [value for _, value in pairs]
+
+    def frame(
+        self, trials: Sequence[Mapping[str, Any]], columns: tuple[str, str, str]
+    ) -> pd.DataFrame:
+        """As a frame, every name a text and every value a finite number."""
+        good = {type(name) for name in self.names} <= {str} and {
+            type(value) for value in self.values
+        } <= {float, int}
+        if good:
+            try:
+                values = np.array(self.values, dtype=np.float64)
+                good = bool(np.isfinite(values).all())
+            except OverflowError:
+                good = False
+        if not good:
+            for number, name, value in zip(self.numbers, self.names, self.values, strict=True):
+                where = f"{_where(trials[number])}: {self.title}"
+                _is(name, str, f"{where}: a name")
+                _is(value, float, f"{where}: {name}")
+        return pd.DataFrame(
+            {
+                columns[0]: np.array(self.numbers, dtype=np.int64),
+                columns[1]: _named(self.names),
+                columns[2]: values,
+            }
+        )
+
+
+def _named(names: list[str]) -> pd.Series[Any]:
+    column = pd.Series(names, dtype="str").astype("category")
+    if any(_UNPRINTABLE.search(name) for name in column.cat.categories):
+        column = pd.Series([_clean(name) for name in names], dtype="str").astype("category")
+    return column
+
+
+def _where(trial: Mapping[str, Any]) -> str:
+    return f"trials.jsonl: block {trial['block']}, {trial['arm']!s:.40}, {trial['workload']!s:.40}"
 
 
 def _position(trial: Mapping[str, Any]) -> int:
     value = trial.get("position", 0)
     return value if isinstance(value, int) else 0
-
-
-def _frame(
-    columns: tuple[list[int], list[str], list[float]], names: tuple[str, str, str]
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            names[0]: pd.Series(columns[0], dtype="int64"),
-            names[1]: pd.Series(columns[1], dtype="str").astype("category"),
-            names[2]: pd.Series(columns[2], dtype="float64"),
-        }
-    )

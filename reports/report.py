@@ -31,7 +31,7 @@ FORMATS = {
 
 def build(
     run_dirs: Sequence[Path],
-    formats: Sequence[str] = ("html", "pdf", "json", "csv"),
+    formats: Sequence[str] = ("html", "pdf", "json"),
     into: Path | None = None,
 ) -> dict[str, Path]:
     """Write reports about stored runs, each file whole or not at all.

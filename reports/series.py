@@ -71,13 +71,14 @@ class Values:
     @cached_property
     def groups(self) -> list[Group]:
         """All groups in the order of the plan's workloads and the table of metrics."""
-        frame = self._tidy()
-        middle = frame.groupby(["metric", "workload", "arm", "block"], observed=True)["value"]
+        keys = ["metric", "workload", "arm", "block"]
+        middle = self._tidy().groupby(keys, observed=True)["value"].median().reset_index()
         found: dict[tuple[str, str], Group] = {}
-        for key, value in middle.median().items():
-            metric, workload, arm, block = key  # type: ignore[misc]
+        for key, part in middle.groupby(keys[:3], observed=True, sort=False):
+            metric, workload, arm = map(str, key)
             group = found.setdefault((metric, workload), Group(metric, workload, {}))
-            group.values.setdefault(arm, {})[int(block)] = float(value)
+            group.values[arm] = dict(zip(part["block"].tolist(), part["value"].tolist(),
+                                         strict=True))  # fmt: skip
         metrics = [*self.run.record["metrics"]]
         workloads = [item["name"] for item in self.run.record["plan"]["workloads"]]
         order = {name: n for n, name in enumerate(metrics)}
@@ -91,15 +92,15 @@ class Values:
         trials = self.run.trials[["block", "arm", "workload", "outcome"]]
         samples = self.run.samples.join(trials, on="trial")
         late = trials.index[trials["outcome"] == Outcome.TIMEOUT.value]
-        marks = self.run.marks[self.run.marks["trial"].isin(late)]
-        marks = marks[marks["event"] != Event.REQUESTED.value]
-        reached = marks.assign(metric="startup_" + marks["event"].astype("str"))
-        reached = reached.rename(columns={"at_s": "value"}).join(trials, on="trial")
-        columns = ["metric", "workload", "arm", "block", "outcome", "value"]
-        ended = samples[~samples["trial"].isin(late)]
-        frame = pd.concat([ended[columns].astype({"metric": "str"}), reached[columns]])
-        good = frame["outcome"].isin([Outcome.OK.value, Outcome.TIMEOUT.value])
-        kept: pd.DataFrame = frame[good]
+        if len(late):
+            marks = self.run.marks[self.run.marks["trial"].isin(late)]
+            marks = marks[marks["event"] != Event.REQUESTED.value]
+            reached = marks.assign(metric="startup_" + marks["event"].astype("str"))
+            reached = reached.rename(columns={"at_s": "value"}).join(trials, on="trial")
+            ended = samples[~samples["trial"].isin(late)].astype({"metric": "str"})
+            samples = pd.concat([ended, reached.drop(columns="event")])
+        good = samples["outcome"].isin([Outcome.OK.value, Outcome.TIMEOUT.value])
+        kept: pd.DataFrame = samples[good]
         return kept
 
     def definition(self, metric: str) -> dict[str, Any]:
@@ -188,12 +189,14 @@ def paired(
                 margin=values.margin(group.metric),
                 resolution=float(about.get("resolution") or 0.0),
                 values=_rows(values, group, arm, baseline),
-                primary=(arm, baseline) == primary
-                and (group.metric, group.workload) in wanted,
+                primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
                 refused_reason=f"not the same work: {reason}" if reason else "",
-                elapsed=True if values.waits(group.metric) else None
-                if about.get("family") == "workload" else False,
+                elapsed=True
+                if values.waits(group.metric)
+                else None
+                if about.get("family") == "workload"
+                else False,
                 timeout=values.timeout_s(group.workload),
                 title=str(about.get("title") or group.metric),
                 phrase=PHRASES.get(group.metric, ""),
@@ -202,14 +205,14 @@ def paired(
 
 
 def _rows(values: Values, group: Group, arm: str, baseline: str) -> list[Any]:
-    sides = [
-        (values.outcomes.get((group.workload, name), {}), group.values.get(name, {}))
-        for name in (arm, baseline)
-    ]
-    blocks = sorted(set(sides[0][0]) & set(sides[1][0]))
+    ended, ended_base = (
+        values.outcomes.get((group.workload, name), {}) for name in (arm, baseline)
+    )
+    got, got_base = (group.values.get(name, {}) for name in (arm, baseline))
     return [
-        (block, *(part for ended, got in sides for part in (ended[block], got.get(block))))
-        for block in blocks
+        (block, outcome, got.get(block), ended_base[block], got_base.get(block))
+        for block, outcome in ended.items()
+        if block in ended_base
     ]
 
 
@@ -272,8 +275,11 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     known = [value for value in own if math.isfinite(value)]
     counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
     interval = ""
-    if level is not None and level.low is not None and level.high is not None and (
-        level.value > resolution
+    if (
+        level is not None
+        and level.low is not None
+        and level.high is not None
+        and (level.value > resolution)
     ):
         interval = format_interval(level.low, level.high, unit, near=finite(level.value) or 0.0)
     return Summary(

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.identity import FieldClass
-from bench.model import Finding
 from bench.numbers import format_percent, format_value
 from bench.stats.verdict import Verdict
 from reports import model
-from reports.data import TEXT_LIMIT, Run
+from reports.data import Run
 
 FAMILY_TITLES = {
     "start-up": "Start-up and teardown",
@@ -20,7 +19,6 @@ FAMILY_TITLES = {
     "cpu": "CPU efficiency",
     "workload": "What the workloads measured",
 }
-LEVELS = {"problem": 0, "warning": 1, "info": 2}
 FIELD_TITLES = {
     "arg": "arguments", "env": "environment", "cwd": "working directory", "group": "groups",
     "release": "kernel", "version": "kernel version", "cmdline": "kernel command line",
@@ -89,11 +87,13 @@ def count(number: int, noun: str) -> str:
 
 def workload(item: Mapping[str, Any]) -> model.Workload:
     """One workload as the report lists it."""
-    limits = item.get("limits") if isinstance(item.get("limits"), dict) else {}
-    ready = item.get("ready") if isinstance(item.get("ready"), dict) else {}
+    limits = _table(item.get("limits"))
+    ready = _table(item.get("ready"))
     argv = item.get("argv")
-    command = "the image's own" if argv is None else (
-        shlex.join(str(word) for word in argv) if isinstance(argv, list) else str(argv)
+    command = (
+        "the image's own"
+        if argv is None
+        else (shlex.join(str(word) for word in argv) if isinstance(argv, list) else str(argv))
     )
     parts = []
     if isinstance(limits.get("cpus"), int | float):
@@ -117,6 +117,10 @@ def workload(item: Mapping[str, Any]) -> model.Workload:
         limits=", ".join(parts),
         network=str(item.get("network", "none")),
     )
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _readiness(ready: Mapping[str, Any]) -> str:
@@ -173,9 +177,7 @@ def answers(
     )
 
 
-def _compared(
-    run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]
-) -> list[str]:
+def _compared(run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]) -> list[str]:
     plan = run.record["plan"]
     images = [
         f"{name} ({str(image.get('digest', ''))[:19]}…)" if isinstance(image, dict) else name
@@ -189,12 +191,19 @@ def _compared(
         f"one trial of every arm and workload in random order (seed {run.record.get('seed')}): "
         f"{count(counts['trials'], 'trial')}, {counts['ok']:,} ended well"
         + (
-            "; " + listing([
-                f"{counts[name]} {text}"
-                for name, text in (("failed", "failed"), ("timeout", "timed out"),
-                                   ("refused", "refused"))
-                if counts[name]
-            ]) + "."
+            "; "
+            + listing(
+                [
+                    f"{counts[name]} {text}"
+                    for name, text in (
+                        ("failed", "failed"),
+                        ("timeout", "timed out"),
+                        ("refused", "refused"),
+                    )
+                    if counts[name]
+                ]
+            )
+            + "."
             if counts["ok"] != counts["trials"]
             else "."
         ),
@@ -266,9 +275,7 @@ def _sure(
 ) -> list[str]:
     alpha = run.record["plan"]["alpha"]
     family = [c for c in comparisons if c.primary and c.verdict != Verdict.EMULATED]
-    lines = [
-        "Intervals are 95 %, pointwise, from an exact signed-rank test over paired blocks."
-    ]
+    lines = ["Intervals are 95 %, pointwise, from an exact signed-rank test over paired blocks."]
     if family and primary:
         lines.append(
             f"Verdicts are Holm-corrected over the {len(family)} primary comparisons of "
@@ -298,115 +305,3 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
     if len(serious) > 4:
         lines.append(f"And {len(serious) - 4} more, under “What to beware of”.")
     return lines
-
-
-def findings(
-    run: Run, counts: Mapping[str, int], order: Sequence[Finding]
-) -> tuple[dict[str, str], ...]:
-    """Stored findings and those that follow from the data, the serious ones first."""
-    made = [
-        {
-            key: str(item.get(key) or "").rstrip(".")[:TEXT_LIMIT]
-            for key in ("code", "level", "message", "meaning", "remedy")
-        }
-        for item in run.record["findings"]
-    ]
-    own = list(order)
-    if counts["blocks"] < counts["blocks_planned"]:
-        own.append(
-            Finding(
-                "run-incomplete", "problem",
-                f"{counts['blocks']} of {counts['blocks_planned']} planned blocks are complete",
-                "intervals are wider than planned, and stopping early can favour a result",
-                "hvct resume goes on at the next block",
-            )
-        )  # fmt: skip
-    if counts["excluded"]:
-        own.append(
-            Finding(
-                "block-cut-short", "info",
-                f"{count(counts['excluded'], 'trial')} of blocks that were cut short are left out",
-                "such a block is kept in trials.jsonl and run again as a whole",
-            )
-        )  # fmt: skip
-    if counts["damaged_lines"]:
-        own.append(
-            Finding(
-                "damaged-lines", "warning",
-                f"{count(counts['damaged_lines'], 'line')} of trials.jsonl could not be read",
-                "a run that was killed while writing leaves one such line; more mean a damaged file",
-                "compare the file's digest with a copy",
-            )
-        )  # fmt: skip
-    bad = counts["failed"] + counts["timeout"] + counts["refused"]
-    if bad:
-        own.append(
-            Finding(
-                "trials-failed", "warning",
-                f"{bad} of {count(counts['trials'], 'trial')} did not end well",
-                "a failed trial takes its pair out, one that timed out counts as longer than any "
-                "other; above 10 % in an arm there is no verdict",
-                "see the section on failed trials, and the logs in the run directory",
-            )
-        )  # fmt: skip
-    made += [
-        {"code": f.code, "level": f.level, "message": f.message, "meaning": f.meaning,
-         "remedy": f.remedy}
-        for f in own
-    ]  # fmt: skip
-    return tuple(sorted(made, key=lambda item: LEVELS.get(item["level"], 3)))
-
-
-def identity(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Receipts compared, pair by pair, as the report shows them."""
-    classes = list(FieldClass)
-    return {
-        "text": [
-            "Inside every instance the agent reports what really ran: program, arguments, "
-            "environment, identity, limits, CPU flags, mitigations, kernel. A field that must match "
-            "and does not makes the comparison refused; a declared difference is one that is in "
-            "the nature of the arms; the rest is information.",
-            "Contents (program, loader, libraries) were hashed from inside, in one untimed trial "
-            "per arm and workload.",
-        ],
-        "pairs": [
-            {
-                "arm": item.arm,
-                "baseline": item.baseline,
-                "label": f"{labels[item.arm]} and {labels[item.baseline]}",
-                "first": labels[item.arm],
-                "second": labels[item.baseline],
-                "compared": item.pairs,
-                "identical": item.identical,
-                "missing": item.missing,
-                "line": f"{item.identical} of {count(item.pairs, 'pair')} of trials identical in "
-                "every field that must match"
-                + (f"; {count(item.missing, 'pair')} without a receipt." if item.missing else "."),
-                "refused": [
-                    [name, reason]
-                    for name, reason in sorted(
-                        [
-                            *item.refused.items(),
-                            *(
-                                (name, f"(work metrics only) {reason}")
-                                for name, reason in item.work_refused.items()
-                            ),
-                        ]
-                    )
-                ],
-                "differences": [
-                    {
-                        "name": field_title(d.name),
-                        "field_class": d.field_class.value,
-                        "first": d.first,
-                        "second": d.second,
-                    }
-                    for d in sorted(
-                        item.differences.values(),
-                        key=lambda d: (classes.index(d.field_class), d.name),
-                    )
-                ],
-            }
-            for item in run.identity
-        ],
-    }

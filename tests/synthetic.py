@@ -127,15 +127,24 @@ def run_record(
         },
         "host": {
             "cpu": {
-                "model": "AMD EPYC 7B13", "architecture": "x86_64", "microarchitecture": "zen3",
-                "count": 2, "usable": 2, "governor": None, "turbo": None, "smt": True,
-                "hypervisor": "KVM", "virtualisation": "svm",
+                "model": "AMD EPYC 7B13",
+                "architecture": "x86_64",
+                "microarchitecture": "zen3",
+                "count": 2,
+                "usable": 2,
+                "governor": None,
+                "turbo": None,
+                "smt": True,
+                "hypervisor": "KVM",
+                "virtualisation": "svm",
             },
             "memory": {"total_bytes": 25232932864, "swap_bytes": 0, "thp": "madvise", "ksm": 0},
             "kernel": {
-                "release": "6.18.5-cloud", "command_line": "mitigations=auto",
+                "release": "6.18.5-cloud",
+                "command_line": "mitigations=auto",
                 "mitigations": {"meltdown": "Not affected", "spectre_v2": "Retpolines; IBPB"},
-                "clocksource": "tsc", "file_systems": ["erofs", "overlay"],
+                "clocksource": "tsc",
+                "file_systems": ["erofs", "overlay"],
             },
             "cgroup": {"version": 1, "controllers": ["cpu", "memory", "pids"], "unified": False},
             "distribution": "Debian GNU/Linux 12 (bookworm)",
@@ -241,8 +250,9 @@ def trial(
     init = spawned + noisy(START[base] * (0.80 if base == "vm" else 0.35) * slow)
     started = init + noisy(0.006 * slow if base == "vm" else 0.0009)
     ready = started + noisy(about["own"] * (WARM[base] if kind == "tcg" else 1.05))
-    cpu = noisy(about.get("cpu", about["own"]) * (9.6 if base == "vm" and kind == "tcg" else 1.0),
-                0.015)
+    cpu = noisy(
+        about.get("cpu", about["own"]) * (9.6 if base == "vm" and kind == "tcg" else 1.0), 0.015
+    )
     held = name in {"redis", "nginx"}
     exited = ready + noisy(0.2 if held else max(cpu, 0.0005), 0.02)
     released = exited + noisy({"process": 0.002, "container": 0.009, "vm": 0.11}[base])
@@ -322,7 +332,7 @@ def trial(
         },
         "accelerator": accelerator(arm, kind),
         "logs": None,
-        "wall_time": f"2026-11-23T20:{41 + block // 3:02d}:{(block * 20 + position) % 60:02d}+00:00",
+        "wall_time": f"2026-11-23T20:{41 + block // 3:02d}:{position % 60:02d}+00:00",
     }
 
 

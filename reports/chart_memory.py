@@ -1,0 +1,98 @@
+"""The chart of memory by its definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.numbers import format_value
+from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style
+from reports.model import RunReport
+
+CHARGED = (
+    ("memory_anon", 1.0),
+    ("memory_shmem", 0.35),
+    ("memory_file", 0.6),
+    ("memory_kernel", 0.2),
+)
+"""Parts of the charge, with how strongly each is drawn."""
+
+DEFINITIONS = (
+    ("memory_pss", "PSS"),
+    ("memory_rss", "RSS"),
+    ("memory_host_delta", "missing on host"),
+)
+
+
+def memory(run: RunReport) -> tuple[Figure, str, str] | None:
+    """Memory of each arm by four definitions, the cgroup's charge cut into its parts."""
+    values = {
+        (s.workload, s.arm, s.metric): s.median
+        for s in run.summaries
+        if s.median is not None and s.metric.startswith("memory_")
+    }
+    idle = [w for w in run.workloads if w.until == "ready"] or list(run.workloads)
+    shown = [w for w in idle if any(key[0] == w.name for key in values)][:4]
+    if not shown:
+        return None
+    lines = 1 + len(DEFINITIONS)
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    height = (0.15 * len(run.arms) + 0.2) * lines + 0.5
+    figure, grid = canvas(height * rows, rows, columns)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shown):
+            axes.set_visible(False)
+            continue
+        _memory_panel(run, axes, shown[place].name, values)
+        axes.set_title(shown[place].title)
+        if place % columns:
+            axes.tick_params(labelleft=False)
+    return (
+        figure,
+        "Memory, by four definitions",
+        "The same instances, counted four ways (medians). The bar of the cgroup's charge is cut "
+        "into anonymous memory, shared memory and tmpfs, page cache and kernel memory, in that "
+        "order; the other definitions cannot be cut this way. They differ because they count "
+        "shared pages differently: say which one you mean.",
+    )
+
+
+def _memory_panel(
+    run: RunReport, axes: Axes, workload: str, values: Mapping[tuple[str, str, str], float | None]
+) -> None:
+    labels = ["charged (cgroup)", *(label for _, label in DEFINITIONS)]
+    ticks: list[tuple[float, str]] = []
+    y = 0.0
+    for line, label in enumerate(labels):
+        axes.text(0.0, y - 0.05, label, transform=axes.get_yaxis_transform(), va="center",
+                  fontsize=6.8, fontweight="bold", color=FAINT)  # fmt: skip
+        for arm in run.arms:
+            y += 1.0
+            colour = style(run, arm.name).colour
+            metric = "memory_current" if line == 0 else DEFINITIONS[line - 1][0]
+            total = values.get((workload, arm.name, metric))
+            parts = [(values.get((workload, arm.name, m)), alpha) for m, alpha in CHARGED]
+            if line or not any(part for part, _ in parts):
+                parts = [(total, 1.0)]
+            left = 0.0
+            for part, alpha in parts:
+                if part:
+                    axes.barh(y, part, left=left, height=0.8, color=colour, alpha=alpha,
+                              edgecolor=PAPER, lw=0.4)  # fmt: skip
+                    left += part
+            ticks.append((y, arm.label))
+            text = "not known" if total is None else format_value(total, "bytes")
+            axes.annotate(text, (max(total or 0.0, left, 0.0), y), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=6.5)  # fmt: skip
+        y += 1.3
+    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(y - 0.5, -0.8)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
+    axes.tick_params(axis="y", length=0, labelsize=6.5)
+    bytes_axis(axes, axes.get_xlim()[1])
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)

@@ -1,0 +1,189 @@
+"""Charts of start-up: distributions, phases, and the order of the run."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from reports.drawing import (
+    FAINT,
+    INK,
+    PAPER,
+    PHASE_INKS,
+    PHASE_SHADES,
+    arm_keys,
+    canvas,
+    distributions,
+    log_axis,
+    quantity,
+    style,
+)
+from reports.model import Phase, RunReport
+
+
+def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
+    """The distribution of start-up per arm, one panel per workload."""
+    panels = []
+    for workload in run.workloads:
+        curves = distributions(run, workload.name)
+        if curves:
+            panels.append((workload, curves))
+    panels = panels[:9]
+    if not panels:
+        return None
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = canvas(1.5 * rows + 0.25, rows, columns, sharey=True)
+    every = [v for _, curves in panels for c in curves for v in c.values if v > 0]
+    low, high = (min(every), max(every)) if every else (1e-3, 1.0)
+    spread = max(math.log10(high / low), 0.3)
+    low, high = low / 10 ** (0.05 * spread), high * 10 ** (0.1 * spread)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        workload, curves = panels[place]
+        for curve in curves:
+            drawn = style(run, curve.arm)
+            total = curve.n + curve.censored
+            heights = [(i + 1) / len(curve.values) * curve.n / total
+                       for i in range(len(curve.values))]  # fmt: skip
+            xs = [curve.values[0], *curve.values]
+            ys = [0.0, *heights]
+            if curve.censored:  # it goes on beyond the axis, at the share that was ever ready
+                xs, ys = [*xs, high], [*ys, heights[-1]]
+            axes.step(xs, ys, where="post", color=drawn.colour, ls=drawn.line, lw=1.3)
+            if len(curve.values) <= 64:
+                axes.plot(curve.values, heights, marker=drawn.marker, ls="", color=drawn.colour,
+                          mfc=PAPER, mew=0.8, ms=3.2)  # fmt: skip
+        axes.set_ylim(0, 1.06)
+        axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
+        log_axis(axes, "s", low, high, narrow=columns > 2)
+        axes.grid(axis="both")
+        axes.set_title(workload.title)
+        if place % columns == 0:
+            axes.set_ylabel("share of trials")
+    figure.legend(handles=arm_keys(run), loc="outside upper right",
+                  ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
+    return (
+        figure,
+        "Start-up to ready: every trial",
+        "Each step is one trial; a curve further left is faster, a steeper one steadier. The time "
+        "axis is logarithmic and the same in every panel. A curve that ends below 1 had trials "
+        "that were never ready.",
+    )
+
+
+def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
+    """The phases of start-up as bars, one panel per arm with its own time axis."""
+    arms = [arm for arm in run.arms if any(p.arm == arm.name for p in run.phases)]
+    if not arms:
+        return None
+    events = _events(run)
+    names = [w for w in run.workloads if any(p.workload == w.name for p in run.phases)][:10]
+    height = 0.17 * len(names) + 0.5
+    figure, grid = canvas(height * len(arms) + 0.35, len(arms), 1)
+    for axes, arm in zip(grid[:, 0], arms, strict=True):
+        longest = max(p.at_s for p in run.phases if p.arm == arm.name)
+        for y, workload in enumerate(names):
+            parts: list[tuple[float, Phase, int]] = []
+            left, last = 0.0, None
+            for phase in run.phases:  # in the order of the events
+                if (phase.arm, phase.workload) != (arm.name, workload.name):
+                    continue
+                index = events.index(phase.event) % len(PHASE_SHADES)
+                axes.barh(y, max(phase.at_s - left, 0.0), left=left, height=0.7,
+                          color=PHASE_SHADES[index], edgecolor=FAINT, lw=0.5)  # fmt: skip
+                parts.append((left, phase, index))
+                left, last = max(left, phase.at_s), phase
+            for start, phase, index in parts:
+                wide = (phase.at_s - start) / longest if longest else 0.0
+                if wide > 0.012 * (len(phase.event) + 1.5):
+                    axes.text((start + phase.at_s) / 2, y, phase.event, ha="center", va="center",
+                              fontsize=6, color=PAPER if PHASE_INKS[index] else INK)  # fmt: skip
+            if last is not None:
+                axes.annotate(last.at_text, (left, y), xytext=(4, 0), textcoords="offset points",
+                              va="center", fontsize=7)  # fmt: skip
+        axes.set_yticks(range(len(names)), [workload.title for workload in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0, (longest or 1.0) * 1.1)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "s")))
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_title(arm.label)
+    keys = [
+        Patch(facecolor=PHASE_SHADES[n % len(PHASE_SHADES)], edgecolor=FAINT, lw=0.5,
+              label=f"→ {event}")
+        for n, event in enumerate(events)
+    ]  # fmt: skip
+    figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), frameon=False,
+                  fontsize=7, handlelength=1.6, columnspacing=1.0)  # fmt: skip
+    return (
+        figure,
+        "Where start-up time goes",
+        "Each bar runs from the request to ready, cut at the median time of each event; a part is "
+        "named by the event that ends it. Every arm has its own time axis: compare the shape of "
+        "the bars between panels, and the figures at their ends.",
+    )
+
+
+def _events(run: RunReport) -> list[str]:
+    order: list[str] = []
+    for phase in run.phases:
+        if phase.event not in order:
+            order.append(phase.event)
+    known = ("accepted", "spawned", "kernel", "init", "started", "listening", "ready")
+    return sorted(order, key=lambda event: known.index(event) if event in known else 99)
+
+
+def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
+    """Each value over the blocks, relative to its arm's median: drift and jumps show."""
+    panels = [(w, distributions(run, w.name)) for w in run.workloads]
+    panels = [(w, curves) for w, curves in panels if curves][:9]
+    if not panels:
+        return None
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = canvas(1.15 * rows + 0.25, rows, columns, sharex=True)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        workload, curves = panels[place]
+        reach = 1.05
+        for curve in curves:
+            drawn = style(run, curve.arm)
+            ordered = sorted(value for _, value in curve.order)
+            middle = ordered[len(ordered) // 2]
+            if middle <= 0:
+                continue
+            ys = [value / middle for _, value in curve.order]
+            reach = max(reach, max(ys), 1 / max(min(ys), 1e-3))
+            axes.plot([block for block, _ in curve.order], ys, color=drawn.colour, ls=drawn.line,
+                      marker=drawn.marker if len(ys) <= 64 else "", mfc=PAPER, mew=0.7, ms=3,
+                      lw=0.8)  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_ylim(1 / (reach * 1.05), reach * 1.05)
+        ticks = [1 / reach, 1.0, reach]
+        axes.set_yticks(ticks, [f"{tick:.2f}×" for tick in ticks])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(LogLocator(subs=()))
+        axes.axhline(1.0, color=INK, lw=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(workload.title)
+        if place >= len(panels) - columns:
+            axes.set_xlabel("block")
+            axes.tick_params(labelbottom=True)
+    figure.legend(handles=arm_keys(run), loc="outside upper right",
+                  ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
+    return (
+        figure,
+        "Start-up over the run",
+        "Each value divided by the median of its arm, in the order of the blocks. A slope is "
+        "drift, a step a change of the host; a flat, irregular band is what one hopes for.",
+    )

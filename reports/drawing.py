@@ -1,0 +1,176 @@
+"""Inks, styles and axes that all charts share, and figures as SVG text.
+
+Colours are fixed inks; `reports.html` swaps them for style sheet variables on screen, so
+that dark mode works. An arm keeps its colour, line and marker in every picture; bars bear their
+arm's name, so that nothing depends on colour.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    MultipleLocator,
+    NullFormatter,
+    NullLocator,
+)
+
+from bench.numbers import format_value
+from reports.model import Distribution, RunReport
+
+INK = "#1b1f24"
+FAINT = "#5b6470"
+GRID = "#dfe3e8"
+PAPER = "#fefefe"
+BAND = "#e9edf2"
+WIDTH_IN = 7.0
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one arm is drawn: told apart by any one of its parts alone."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+STYLES = (
+    Style("#c2470b", "--", "s"),
+    Style("#0b57a8", "-", "o"),
+    Style("#8b939e", ":", "^"),
+    Style("#7a3e9d", "-.", "D"),
+    Style("#1d7a4f", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    Style("#a3195b", (0, (1, 2)), "P"),
+)
+PHASE_SHADES = ("#f1f3f6", "#8596a8", "#dce2e9", "#a9b6c5", "#61758b", "#eef0f2", "#c3ccd7")
+PHASE_INKS = (0, 1, 0, 0, 1, 0, 0)  # 1: light text on it
+SETTINGS: Any = {
+    "svg.hashsalt": "hvct",  # ids from content, not from chance
+    "svg.fonttype": "none",  # words stay words: they can be searched and read aloud
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": FAINT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.6,
+    "path.simplify": True,
+}
+
+
+def as_svg(figure: Figure, slug: str, title: str) -> str:
+    """The figure as SVG, the same bytes each time; its ids begin with `slug`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    text = re.sub(r'\bid="', f'id="{slug}-', text)
+    text = re.sub(r"url\(#", f"url(#{slug}-", text)
+    text = re.sub(r'xlink:href="#', f'xlink:href="#{slug}-', text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1).strip()
+
+
+def quantity(value: float, unit: str) -> str:
+    """A short label for an axis: ``1 ms``, ``0.5×``, ``64 MiB``, without needless zeros."""
+    if value == 0:
+        return "0"
+    text = format_value(value, unit)
+    return re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", text).replace(". ", " ").replace(".×", "×")
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def style(run: RunReport, arm: str) -> Style:
+    """How this arm is drawn."""
+    return STYLES[run.arm(arm).style % len(STYLES)]
+
+
+def canvas(height_in: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure as wide as the page with its grid of axes."""
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = False) -> None:
+    """A log axis whose labels are quantities with units, about five; `narrow`: about three."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    decades = math.log10(high / low)
+    if decades > 0.7:
+        few = 1.6 if narrow else 3
+        subs = (1.0,) if decades > few else (1.0, 3.0) if decades > few / 2 else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    else:
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, unit)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def bytes_axis(axes: Axes, high: float) -> None:
+    """A linear axis of bytes with round numbers of KiB, MiB or GiB."""
+    wanted = max(high, 1.0) / 4
+    power = 1024.0 ** math.floor(math.log(wanted, 1024))
+    steps = (1, 2, 5, 10, 20, 50, 100, 200, 256, 512, 1024)
+    step = next(n for n in steps if n * power >= wanted) * power
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "bytes")))
+
+
+def distributions(run: RunReport, workload: str) -> list[Distribution]:
+    """The start-up of each arm in one workload: to ready, else to started."""
+    for metric in ("startup_ready", "startup_started"):
+        curves = [
+            d
+            for d in run.distributions
+            if d.workload == workload and d.metric == metric and d.values
+        ]
+        if curves:
+            return curves
+    return []
+
+
+def arm_keys(run: RunReport) -> list[Line2D]:
+    """A legend entry for every arm."""
+    keys = []
+    for arm in run.arms:
+        drawn = style(run, arm.name)
+        keys.append(Line2D([], [], color=drawn.colour, ls=drawn.line, marker=drawn.marker,
+                           mfc=PAPER, mew=0.8, ms=3.6, label=arm.label))  # fmt: skip
+    return keys

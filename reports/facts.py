@@ -1,0 +1,96 @@
+"""Plain facts as rows: host, images, provenance, disturbances, what was set up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bench.numbers import format_value
+from reports import wording
+from reports.model import RunReport
+
+LONG_TEXT = 160
+"""Characters above which a fact is shown as a block of its own."""
+
+
+def trials_line(run: RunReport) -> str:
+    """How much of the plan was measured."""
+    counts = run.counts
+    text = (
+        f"{counts['blocks']} of {counts['blocks_planned']} blocks are complete: "
+        f"{counts['trials']:,} of {counts['planned']:,} planned trials."
+    )
+    if counts["excluded"]:
+        text += f" {wording.count(counts['excluded'], 'trial')} of blocks cut short are left out."
+    return text if run.failures else text + " Every trial ended well."
+
+
+def image_rows(run: RunReport) -> list[tuple[str, str]]:
+    """Each image with digest, source and size."""
+    rows = []
+    for name, image in run.images.items():
+        if isinstance(image, dict):
+            parts = [str(image.get("digest", "")), str(image.get("source", ""))]
+            if isinstance(image.get("size_bytes"), int):
+                parts.append(format_value(float(image["size_bytes"]), "bytes"))
+            parts.append(str(image.get("architecture", "")))
+            rows.append((name, " · ".join(part for part in parts if part)))
+    return rows
+
+
+def disturbances(run: RunReport) -> list[dict[str, Any]]:
+    """A row per reading, a cell per arm."""
+    names = dict.fromkeys((item.name, item.title) for item in run.disturbances)
+    found = {(item.name, item.arm): item.text for item in run.disturbances}
+    return [
+        {"title": title, "cells": [found.get((name, arm.name), "–") for arm in run.arms]}
+        for name, title in names
+    ]
+
+
+def provenance(run: RunReport) -> list[tuple[str, str]]:
+    """Where every number came from."""
+    return [
+        ("run", run.id),
+        ("begun", run.created),
+        ("ended", run.ended or "not ended"),
+        ("seed", run.seed),
+        ("hvct", run.version),
+        *((f"{name}, digest", digest or "no such file") for name, digest in run.digests.items()),
+    ]
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested facts as rows; what is not known is left out."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in flat(inner, f"{name} {key}")]
+    if value is None or value == "" or value == []:
+        return []
+    label = wording.words(name).strip()
+    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        text = ", ".join(str(item) for item in value)
+    elif isinstance(value, list):
+        text = json.dumps(value, ensure_ascii=False)
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, int) and label.endswith("bytes"):
+        label, text = label.removesuffix(" bytes"), format_value(float(value), "bytes")
+    else:
+        text = str(value)
+    return [(label, text)]
+
+
+def descriptions(run: RunReport) -> list[dict[str, Any]]:
+    """What each arm said it had set up: short facts as rows, long ones as blocks."""
+    labels = {arm.name: arm.label for arm in run.arms}
+    found = []
+    for name, about in run.descriptions.items():
+        rows = flat(about if isinstance(about, dict) else {"what": about})
+        found.append(
+            {
+                "label": labels.get(name, name),
+                "rows": [(k, v) for k, v in rows if "\n" not in v and len(v) <= LONG_TEXT],
+                "blocks": [(k, v) for k, v in rows if "\n" in v or len(v) > LONG_TEXT],
+            }
+        )
+    return found

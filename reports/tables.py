@@ -1,0 +1,163 @@
+"""Rows of the comparison tables: every arm's level, every pair's effect, as the page shows them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from reports.model import Comparison, RunReport, Summary
+
+VERDICT_CLASSES = {
+    "different": "different",
+    "equivalent": "equivalent",
+    "detectable inside margin": "inside",
+    "undecided": "undecided",
+    "emulated": "emulated",
+    "refused": "refused",
+}
+VERDICT_SIGNS = {
+    "different": "≠ ",
+    "equivalent": "= ",
+    "detectable inside margin": "≈ ",
+    "undecided": "? ",
+    "refused": "✕ ",
+}
+FAMILY_PICTURES = {
+    "start-up": ("startup-ecdf", "timeline"),
+    "memory": ("memory",),
+    "cpu": ("efficiency",),
+}
+FAMILY_TEXTS = {
+    "memory": (
+        "A single instance's memory cannot be closed into a ledger: each definition below counts "
+        "something else, and none of them is “the” memory. For servers it is read while idle, at "
+        "the end of the hold after ready.",
+    ),
+    "cpu": (
+        "CPU time is what the host spent on the instance's whole cgroup, so for a virtual machine "
+        "the guest, the VMM and its threads together.",
+    ),
+}
+
+
+def columns(arms: int, pairs: int) -> dict[str, float]:
+    """Widths of a comparison table's columns in per cent."""
+    arm = min(11.0, 38.0 / max(arms, 1))
+    first = 15.0
+    return {"first": first, "arm": arm, "pair": (100.0 - first - arms * arm) / max(pairs, 1)}
+
+
+class Tables:
+    """Rows of the comparison tables of one run."""
+
+    def __init__(self, run: RunReport, prefix: str) -> None:
+        self.run = run
+        self.prefix = prefix
+        self.by_id = {row.id: row for row in run.comparisons}
+        self.cells = {(row.metric, row.workload, row.arm, row.baseline): row
+                      for row in run.comparisons}  # fmt: skip
+        self.levels = {(s.metric, s.workload, s.arm): s for s in run.summaries}
+        self.keys = list(dict.fromkeys((s.metric, s.workload) for s in run.summaries))
+        self.metrics = {metric.name: metric for metric in run.metrics}
+
+    def chip(self, row: Comparison) -> dict[str, Any]:
+        """What the verdict macro needs."""
+        kind = VERDICT_CLASSES.get(row.verdict, "described")
+        return {
+            "verdict_class": kind,
+            "show_verdict": row.verdict_text != "described",
+            "verdict_text": VERDICT_SIGNS.get(row.verdict, "") + row.verdict_text,
+            "primary": row.primary,
+        }
+
+    def effect(self, row: Comparison | None) -> dict[str, Any] | None:
+        """One cell of a pair's column."""
+        if row is None:
+            return None
+        reason = row.reason
+        if row.needed is not None:
+            reason += f"; about {row.needed:,} blocks would be needed"
+        for number, what in ((row.failed, "failed"), (row.timeouts, "timed out")):
+            if number and "gave no value" not in reason:
+                reason += f"{'; ' if reason else ''}{number} {what}"
+        if row.failure_p is not None and row.failure_p <= 0.05:
+            reason += f"; failure rates differ, p = {row.failure_p:.2g} (McNemar)"
+        return {
+            **self.chip(row),
+            "effect": row.effect,
+            "value": "" if row.effect is None else row.effect.estimate,
+            "other": row.other,
+            "n": row.n,
+            "planned": row.planned,
+            "p_text": row.p_text,
+            "reason": reason,
+        }
+
+    def level(self, summary: Summary | None) -> dict[str, Any] | None:
+        """One cell of an arm's column."""
+        if summary is None:
+            return None
+        lost = [
+            f"{number} {what}"
+            for number, what in (
+                (summary.failed, "failed"),
+                (summary.timeout, "timed out"),
+                (summary.refused, "refused"),
+            )
+            if number
+        ]
+        return {
+            "value": summary.median,
+            "text": summary.text,
+            "interval_text": summary.interval_text,
+            "lost": ", ".join(lost),
+        }
+
+    def row(self, metric: str, workload: str, title: str, note: str) -> dict[str, Any]:
+        """One line of a table: every arm's level, every pair's effect."""
+        return {
+            "title": title,
+            "note": note,
+            "levels": [
+                self.level(self.levels.get((metric, workload, arm.name))) for arm in self.run.arms
+            ],
+            "effects": [
+                self.effect(self.cells.get((metric, workload, arm, base)))
+                for arm, base, _ in self.run.pairs
+            ],
+            "anchor": "",
+        }
+
+    def key_rows(self) -> list[dict[str, Any]]:
+        """The plan's primary metrics that were measured."""
+        wanted = [tuple(entry) for entry in self.run.plan["primary"]]
+        chosen = [key for key in wanted if key in self.keys]
+        rows = [
+            self.row(metric, name, self.metrics[metric].title, self.run.workload(name).title)
+            for metric, name in chosen
+        ]
+        return [{"title": "", "rows": rows}] if rows else []
+
+    def section(self, family: str, title: str) -> dict[str, Any]:
+        """One family of metrics: its table grouped by workload."""
+        slug = re.sub(r"[^a-z0-9]+", "-", family.lower()).strip("-") or "other"
+        groups: list[dict[str, Any]] = []
+        for workload in self.run.workloads:
+            rows: list[dict[str, Any]] = []
+            for metric, name in self.keys:
+                if name == workload.name and self.metrics[metric].family == family:
+                    line = self.row(metric, name, self.metrics[metric].title, "")
+                    line["anchor"] = f"{self.prefix}{slug}-{len(groups)}-{len(rows)}"
+                    rows.append(line)
+            if rows:
+                groups.append({"title": workload.title, "rows": rows})
+        return {
+            "slug": slug,
+            "title": title,
+            "text": FAMILY_TEXTS.get(family, ()),
+            "pictures": FAMILY_PICTURES.get(family, ()),
+            "rows": groups,
+            "caption": "Each arm: median, below it the order-statistic interval of the median. "
+            "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n. "
+            "A figure without a verdict is described, not judged.",
+        }
