@@ -72,6 +72,7 @@ class VmInstance:
         self._facts = facts
         self._session: AgentSession | None = None
         self._on_output: Callable[[str, bytes, int], None] | None = None
+        self._keep_output = True
         self._released: dict[str, float] | None = None
 
     def __enter__(self) -> Self:
@@ -127,6 +128,7 @@ class VmInstance:
         self.timeline.mark(Event.SPAWNED, link.spawned_ns)
         channel, link.channel = link.channel, None
         self._session = AgentSession(channel, shared_clock=False, on_output=self._on_output)
+        self._session.keep_output = self._keep_output
         if self._run_pairs is not None:
             self._session.send_run(self._run_pairs)
         return self._session
@@ -232,11 +234,17 @@ class VmInstance:
         """True once the agent runs in the guest."""
         return self._session is not None and bool(self._session.hello)
 
-    def watch_output(self, callback: Callable[[str, bytes, int], None]) -> None:
+    def watch_output(
+        self, callback: Callable[[str, bytes, int], None], *, keep: bool = True
+    ) -> None:
         """Have `callback(stream, data, host stamp)` called for output as it arrives."""
-        self._on_output = callback
+        self._on_output, self._keep_output = callback, keep
         if self._session is not None:
-            self._session.on_output = callback
+            self._session.on_output, self._session.keep_output = callback, keep
+
+    def fileno(self) -> int:
+        """What to poll for `pump` to have work."""
+        return self._need_session().fileno()
 
     def check_listener(self, port: int) -> None:
         """A guest holds nobody else's sockets."""
@@ -262,9 +270,14 @@ class VmInstance:
         """Pass bytes to the workload's stdin; b"" closes it."""
         self._need_session().send_stdin(data)
 
+    @property
+    def stdin_pending(self) -> int:
+        """Bytes passed to `send_stdin` that have not left yet."""
+        return self._need_session().stdin_pending
+
     def resize(self, rows: int, columns: int) -> None:
         """Tell the workload's terminal its size."""
-        self.session.window(rows, columns)
+        self._need_session().window(rows, columns)
 
     def signal(self, number: int) -> None:
         """Send a signal to the workload (through the agent)."""
