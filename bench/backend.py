@@ -71,8 +71,17 @@ class Instance(Protocol):
         """What the agent reported about what really runs."""
         ...
 
-    def watch_output(self, callback: Callable[[str, bytes, int], None]) -> None:
-        """Have `callback(stream, data, host stamp)` called for output as it arrives."""
+    def watch_output(
+        self, callback: Callable[[str, bytes, int], None], *, keep: bool = True
+    ) -> None:
+        """Have `callback(stream, data, host stamp)` called for output as it arrives.
+
+        Without `keep` the output is not collected besides (it may be endless).
+        """
+        ...
+
+    def fileno(self) -> int:
+        """What to poll, together with other descriptors, for `pump` to have work; after STARTED."""
         ...
 
     def check_listener(self, port: int) -> None:
@@ -85,6 +94,11 @@ class Instance(Protocol):
 
     def send_stdin(self, data: bytes) -> None:
         """Pass bytes to the workload's stdin; b"" closes it."""
+        ...
+
+    @property
+    def stdin_pending(self) -> int:
+        """Bytes passed to `send_stdin` that have not left yet: feed no more while there are many."""
         ...
 
     def resize(self, rows: int, columns: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,35 +24,10 @@ from bench.model import (
     Workload,
 )
 from bench.plan import Plan, check, default_primary, new_seed
+from bench.sizes import parse_size
 from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
 MAX_PLAN_BYTES = 1 << 20
-
-_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30,
-          "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # fmt: skip
-
-
-def parse_size(value: Any) -> int:
-    """``"256 MiB"``, ``"1G"`` or a number of bytes → bytes.
-
-    Raises:
-        ValueError: it is no size, or not positive.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    elif isinstance(value, str) and (
-        match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-    ):
-        factor = _UNITS.get(match[2].upper())
-        if factor is None:
-            raise ValueError(f"{match[2]!r} is no unit of size; use MiB or GiB")
-        size = int(float(match[1]) * factor)
-    else:
-        raise ValueError(f'{value!r} is no size; write it as "256 MiB"')
-    if size <= 0:
-        raise ValueError("a size must be positive")
-    return size
-
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]

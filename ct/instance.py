@@ -145,9 +145,16 @@ class LauncherInstance:
         """What the agent reported about what really runs."""
         return self._session.receipt
 
-    def watch_output(self, callback: Callable[[str, bytes, int], None]) -> None:
+    def watch_output(
+        self, callback: Callable[[str, bytes, int], None], *, keep: bool = True
+    ) -> None:
         """Have `callback(stream, data, host stamp)` called for output as it arrives."""
         self._session.on_output = callback
+        self._session.keep_output = keep
+
+    def fileno(self) -> int:
+        """What to poll for `pump` to have work."""
+        return self._session.fileno()
 
     def check_listener(self, port: int) -> None:
         """A network namespace of its own holds nobody else's sockets."""
@@ -161,6 +168,11 @@ class LauncherInstance:
     def send_stdin(self, data: bytes) -> None:
         """Pass bytes to the workload's stdin; b"" closes it."""
         self._session.send_stdin(data)
+
+    @property
+    def stdin_pending(self) -> int:
+        """Bytes passed to `send_stdin` that have not left yet."""
+        return self._session.stdin_pending
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the workload's terminal its size."""

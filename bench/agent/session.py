@@ -49,6 +49,7 @@ class AgentSession:
         receipt: what the agent reported; list keys hold lists.
         error: why the launch failed, None otherwise.
         closed: the channel has reached its end.
+        keep_output: off where `on_output` passes endless output on: it is not kept.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class AgentSession:
         self._channel = channel
         self._shared_clock = shared_clock
         self.on_output = on_output
+        self.keep_output = True
         self.hello: dict[str, str] = {}
         self.events: dict[str, int] = {}
         self.received: dict[str, int] = {}
@@ -92,6 +94,11 @@ class AgentSession:
     def fileno(self) -> int:
         """The channel's descriptor, for poll together with others."""
         return self._channel.fileno()
+
+    @property
+    def stdin_pending(self) -> int:
+        """Bytes of stdin that wait for the workload to read, or for the channel to take them."""
+        return len(self._stdin) + len(self._outgoing)
 
     @property
     def stdout(self) -> bytes:
@@ -218,7 +225,8 @@ class AgentSession:
     def _dispatch(self, kind: int, payload: bytes, now: int) -> None:
         if kind == Frame.STDOUT or kind == Frame.STDERR:
             name = "stdout" if kind == Frame.STDOUT else "stderr"
-            self._output[name] += payload
+            if self.keep_output:
+                self._output[name] += payload
             if self.on_output:
                 self.on_output(name, payload, now)
             return
