@@ -145,6 +145,11 @@ void workload_turn(const struct pollfd fds[WORKLOAD_FDS]);
 int workload_timeout(void);
 void close_fd(int *fd);
 
+/* Whether the workload's port is open (port.c). */
+void port_watch(void);
+int port_timeout(void);
+bool port_check(unsigned port, uint64_t *now, uint64_t *closed);
+
 void kill_children(void);
 
 extern const char *const rlimit_names[RLIM_NLIMITS];

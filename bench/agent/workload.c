@@ -13,8 +13,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { LISTEN_PERIOD_MS = 5 };
-
 /* One of the workload's two output streams on its way to the host. */
 struct stream {
     int fd, spool; /* -1: closed, none */
@@ -35,7 +33,7 @@ static struct {
     bool input_ends, started, listening, childless;
     int status;
     struct rusage usage;
-    uint64_t exited_ns, port_checked_ns;
+    uint64_t exited_ns;
     size_t receipt_sent;
 } work = {.report = -1, .streams = {{-1, -1, STDOUT, 0, 0}, {-1, -1, STDERR, 0, 0}}, .input = -1};
 
@@ -58,8 +56,11 @@ void workload_reap(void) {
         work.usage = usage;
     }
     work.childless = pid < 0;
-    if (work.state == RUNNING && work.pid == 0 && work.report < 0)
+    if (work.state == RUNNING && work.pid == 0 && work.report < 0) {
         work.state = DRAINING;
+        send_event("ended", work.exited_ns);
+        channel_flush(); /* the host reads its counters now, before we ship the output */
+    }
     if (work.state == DRAINING && !work.childless)
         kill_children();
 }
@@ -152,6 +153,7 @@ static void exec_result(void) {
     if (!work.shared->failure.step && work.shared->started_ns) {
         work.started = true;
         send_event("started", work.shared->started_ns);
+        port_watch();
     } else {
         errno = ECHILD;
         fail("exec", "killed before its exec");
@@ -311,34 +313,21 @@ void workload_run(const char *data, size_t length) {
     }
 }
 
-static bool port_open(const char *path, unsigned port) {
-    FILE *table = fopen(path, "re");
-    char line[256];
-    bool open = false;
-    while (table && !open && fgets(line, sizeof line, table)) {
-        unsigned local, state;
-        open = sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &local, &state) == 2 &&
-               local == port && state == 0x0A;
-    }
-    if (table)
-        fclose(table);
-    return open;
-}
-
 static bool awaits_port(void) {
     return work.run.listen_port && work.started && !work.listening && work.pid > 0;
 }
 
 /* By the clock, not by the turn: a workload that prints much has many of those. */
 static void check_port(void) {
-    if (stamp(CLOCK_MONOTONIC) - work.port_checked_ns < LISTEN_PERIOD_MS * 1000000u)
+    uint64_t now, closed;
+    if (!port_check(work.run.listen_port, &now, &closed))
         return;
-    work.port_checked_ns = stamp(CLOCK_MONOTONIC);
-    if (port_open("/proc/net/tcp", work.run.listen_port) ||
-        port_open("/proc/net/tcp6", work.run.listen_port)) {
-        work.listening = true;
-        send_event("listening", stamp(CLOCK_MONOTONIC));
-    }
+    work.listening = true;
+    RECORD(record, 128);
+    record_add(&record, "name", "listening");
+    record_add(&record, "monotonic_ns", "%llu", (unsigned long long)now);
+    record_add(&record, "since_ns", "%llu", (unsigned long long)closed);
+    send_record(EVENT, &record);
 }
 
 void workload_signal(int number) {
@@ -364,7 +353,7 @@ void workload_fds(struct pollfd fds[WORKLOAD_FDS]) {
 /* Milliseconds until there is something to do without an event; -1: never. */
 int workload_timeout(void) {
     bool ships = work.state == SHIPPING || (work.state == DRAINING && work.childless);
-    return ships && channel_room() ? 0 : awaits_port() ? LISTEN_PERIOD_MS : -1;
+    return ships && channel_room() ? 0 : awaits_port() ? port_timeout() : -1;
 }
 
 void workload_turn(const struct pollfd fds[WORKLOAD_FDS]) {
