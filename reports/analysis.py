@@ -18,6 +18,10 @@ from reports import measured, model, notes, wording
 from reports.data import Run
 from reports.series import Group, Values, effect, other_scale, paired, summary
 
+TOLD_FIRST = frozenset({"startup_ready", "memory_current", "work_per_cpu_second"})
+MOST_OTHERS = 3
+"""Sentences about pairs that are not judged: the page says the rest in its tables."""
+
 ARM_ORDER = {"process": 0, "container": 1, "vm": 3}
 ARM_STYLES = {"vm": 0, "container": 1, "process": 2}
 
@@ -241,13 +245,14 @@ def _workload_title(run: Run, name: str) -> str:
 def _headlines(
     run: Run, comparisons: Sequence[model.Comparison], compared: Sequence[Compared]
 ) -> tuple[model.Headline, ...]:
-    """Sentences about the primary family, then one per primary metric of every other pair."""
+    """Sentences about the primary family, then a few about the other pairs."""
     order = {tuple(entry): n for n, entry in enumerate(run.record["plan"]["primary"])}
     family = [row for row in comparisons if row.primary]
     family.sort(key=lambda row: order[(row.metric, row.workload)])
     others: dict[tuple[str, str], model.Comparison] = {}
     for row in comparisons:
-        if not row.primary and (row.metric, row.workload) in order and row.effect is not None:
+        told = row.effect is not None and row.verdict != Verdict.REFUSED  # said once elsewhere
+        if not row.primary and (row.metric, row.workload) in order and told:
             key = (row.metric, row.pair)
             if (
                 key not in others
@@ -255,7 +260,10 @@ def _headlines(
                 < order[(others[key].metric, others[key].workload)]
             ):
                 others[key] = row
-    rest = sorted(others.values(), key=lambda row: order[(row.metric, row.workload)])
+    rest = sorted(
+        others.values(),
+        key=lambda row: (row.metric not in TOLD_FIRST, order[(row.metric, row.workload)]),
+    )[:MOST_OTHERS]
     return tuple(
         model.Headline(row.id, row.verdict, row.primary, wording.short(row.sentence))
         for row in (*family, *rest)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from bench.numbers import format_value
 from reports import wording
 from reports.model import RunReport
+
+MOST_ROWS = 12
+"""Facts under one name above which they stand together as a block."""
 
 LONG_TEXT = 160
 """Characters above which a fact is shown as a block of its own."""
@@ -85,12 +89,32 @@ def descriptions(run: RunReport) -> list[dict[str, Any]]:
     labels = {arm.name: arm.label for arm in run.arms}
     found = []
     for name, about in run.descriptions.items():
-        rows = flat(about if isinstance(about, dict) else {"what": about})
-        found.append(
-            {
-                "label": labels.get(name, name),
-                "rows": [(k, v) for k, v in rows if "\n" not in v and len(v) <= LONG_TEXT],
-                "blocks": [(k, v) for k, v in rows if "\n" in v or len(v) > LONG_TEXT],
-            }
-        )
+        rows: list[tuple[str, str]] = []
+        blocks: list[tuple[str, str]] = []
+        for key, value in (about if isinstance(about, dict) else {"what": about}).items():
+            lines = flat(value, str(key))
+            if len(lines) > MOST_ROWS:
+                prefix = wording.words(str(key))
+                texts = (f"{label.removeprefix(prefix).strip():60} {text}" for label, text in lines)
+                blocks.append((prefix, "\n".join(texts)))
+                continue
+            for label, text in lines:
+                if "\n" in text or len(text) > LONG_TEXT:
+                    blocks.append((label, indented(text)))
+                else:
+                    rows.append((label, text))
+        found.append({"label": labels.get(name, name), "rows": rows, "blocks": blocks})
     return found
+
+
+def indented(text: str) -> str:
+    """XML that stands on one line, a line per element; other text as it is."""
+    if "\n" in text.strip() or not text.lstrip().startswith("<"):
+        return text
+    lines, depth = [], 0
+    for part in re.split(r"(?<=>)(?=<)", text):
+        closing = part.startswith("</")
+        depth = max(0, depth - closing)
+        lines.append("  " * depth + part)
+        depth += not closing and not part.endswith("/>") and "</" not in part and part[1:2] != "?"
+    return "\n".join(lines)

@@ -18,7 +18,7 @@ from reports import charts, drawing, facts, wording
 from reports.model import Arm, ReportData, RunReport
 from reports.tables import Tables, columns
 
-MOST_HEADLINES = 10
+MOST_HEADLINES = 11
 
 
 Pictures = list[dict[str, charts.Picture]]

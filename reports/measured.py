@@ -19,6 +19,9 @@ DRAWN = ("startup_ready", "startup_started", "work_per_cpu_second")
 DRAWN_POINTS = 400
 """Most points of one curve; a picture cannot show more. Numbers always use every value."""
 
+CLOCK_ERROR_S = 0.01
+"""An event further than this before the request is impossible, whatever the mapping's error."""
+
 PHASES = (
     Event.ACCEPTED, Event.SPAWNED, Event.KERNEL, Event.INIT, Event.STARTED, Event.LISTENING,
     Event.READY,
@@ -93,6 +96,7 @@ def counts(run: Run) -> dict[str, int]:
         **{outcome.value: int(outcomes.get(outcome.value, 0)) for outcome in Outcome},
         "excluded": run.excluded,
         "damaged_lines": run.damaged_lines,
+        "out_of_order": int(run.marks.loc[run.marks["at_s"] < -CLOCK_ERROR_S, "trial"].nunique()),
     }
 
 

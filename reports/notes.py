@@ -62,6 +62,16 @@ def findings(
                 "see the section on failed trials, and the logs in the run directory",
             )
         )  # fmt: skip
+    if counts["out_of_order"]:
+        own.append(
+            Finding(
+                "event-before-request", "problem",
+                f"{count(counts['out_of_order'], 'trial')} with an event before the request",
+                "the stamps of a guest's clock could not be mapped to the host's, so start-up "
+                "figures of those trials are wrong",
+                "report it with the run directory; end other load on the host and run again",
+            )
+        )  # fmt: skip
     made += [
         {"code": f.code, "level": f.level, "message": f.message, "meaning": f.meaning,
          "remedy": f.remedy}

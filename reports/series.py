@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bench.model import Better, Event, Outcome, Scale
-from bench.numbers import RATIO_UNIT, format_estimate, format_interval, format_value
+from bench.numbers import RATIO_UNIT, format_estimate, format_value
 from bench.stats import quantiles, signed_rank
 from bench.stats.pairs import PairedSeries
 from bench.stats.verdict import CONFIDENCE
@@ -39,6 +40,7 @@ WORK_FAMILIES = frozenset({"cpu", "workload"})
 """Families that compare work done, so that CPU flags and mitigations must match."""
 
 DEFAULT_MARGIN = 0.05
+NOT_THE_SAME = "not the same work"
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def paired(
                 values=_rows(values, group, arm, baseline),
                 primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
-                refused_reason=f"not the same work: {reason}" if reason else "",
+                refused_reason=f"{NOT_THE_SAME}: {reason}" if reason else "",
                 elapsed=True
                 if values.waits(group.metric)
                 else None
@@ -275,13 +277,10 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     known = [value for value in own if math.isfinite(value)]
     counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
     interval = ""
-    if (
-        level is not None
-        and level.low is not None
-        and level.high is not None
-        and (level.value > resolution)
-    ):
-        interval = format_interval(level.low, level.high, unit, near=finite(level.value) or 0.0)
+    if level is not None and level.low is not None and level.value > resolution:
+        # With its own unit: it may be another one than the median's.
+        whole = format_estimate(level.value, level.low, level.high, unit)
+        interval = "".join(re.findall(r"[\[(].*", whole)[:1])
     return Summary(
         metric=group.metric,
         workload=group.workload,

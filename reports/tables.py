@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from reports.model import Comparison, RunReport, Summary
+from reports.series import NOT_THE_SAME
 
 VERDICT_CLASSES = {
     "different": "different",
@@ -75,6 +76,8 @@ class Tables:
         if row is None:
             return None
         reason = row.reason
+        if reason.startswith(NOT_THE_SAME):  # the field is named once, under identity
+            reason = NOT_THE_SAME
         if row.needed is not None:
             reason += f"; about {row.needed:,} blocks would be needed"
         for number, what in ((row.failed, "failed"), (row.timeouts, "timed out")):

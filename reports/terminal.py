@@ -65,6 +65,10 @@ def _identity(run: RunReport) -> str:
     same = sum(pair["identical"] for pair in run.identity["pairs"])
     compared = sum(pair["compared"] for pair in run.identity["pairs"])
     text = f"Identity {same} of {compared} pairs identical but for the declared differences"
+    for pair in run.identity["pairs"]:
+        if pair["refused"]:
+            names = ", ".join(dict.fromkeys(name for name, _ in pair["refused"]))
+            text += f"\n         refused for {pair['label']}: {names} ({pair['refused'][0][1]})"
     if run.counts["ok"] != run.counts["trials"]:
         text += (
             f"\nTrials   {run.counts['ok']} of {run.counts['trials']} ended well, "

@@ -19,11 +19,14 @@ FAMILY_TITLES = {
     "cpu": "CPU efficiency",
     "workload": "What the workloads measured",
 }
+MOST_WARNINGS = 3
+MOST_DECLARED = 6
 FIELD_TITLES = {
     "arg": "arguments", "env": "environment", "cwd": "working directory", "group": "groups",
     "release": "kernel", "version": "kernel version", "cmdline": "kernel command line",
     "clocksource": "clock source", "cpu_model": "CPU model", "cpu_flags": "CPU flags",
     "cpus_online": "CPUs online", "cpus_allowed": "CPUs allowed", "mem_total_bytes": "memory seen",
+    "mem_available_bytes": "memory available",
     "pid": "process number", "no_new_privs": "no new privileges", "thp": "transparent huge pages",
     "cap_effective": "capabilities, effective", "cap_permitted": "capabilities, permitted",
     "cap_inheritable": "capabilities, inheritable", "cap_bounding": "capabilities, bounding",
@@ -36,8 +39,8 @@ _SHARES = ("psi_", "image_resident", "flagged")
 
 
 def words(name: str) -> str:
-    """``page_cache`` → page cache."""
-    return name.replace("_", " ")
+    """``page_cache`` → page cache, ``cpu_model`` → CPU model."""
+    return re.sub(r"\bcpu(s?)\b", r"CPU\1", name.replace("_", " "))
 
 
 def field_title(name: str) -> str:
@@ -211,9 +214,20 @@ def _compared(run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]) ->
 
 
 def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
-    lines = []
+    refused, lines = [], []
     for item in run.identity:
         name = f"{labels[item.arm]} and {labels[item.baseline]}"
+        for workloads, what in ((item.refused, "all figures"), (item.work_refused, "work only")):
+            reasons: dict[str, list[str]] = {}
+            for workload_name, reason in sorted(workloads.items()):
+                reasons.setdefault(reason, []).append(workload_name)
+            refused += [
+                f"Not the same: {name} are not compared for {listing(names)} ({what}): {reason}."
+                for reason, names in reasons.items()
+            ]
+        if not item.pairs:
+            lines.append(f"{name}: no pair of trials to compare.")
+            continue
         declared = list(
             dict.fromkeys(
                 field_title(d.name).partition(",")[0]
@@ -221,16 +235,15 @@ def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
                 if d.field_class is FieldClass.DECLARED
             )
         )
-        if not item.pairs:
-            lines.append(f"{name}: no pair of trials to compare.")
-            continue
-        text = f"{name}: {item.identical} of {count(item.pairs, 'pair')} identical"
+        if len(declared) > MOST_DECLARED:
+            declared[MOST_DECLARED - 1 :] = [f"{len(declared) - MOST_DECLARED + 1} more"]
+        doubted = item.refused or item.work_refused
+        same = "identical in what the trials report" if doubted else "identical"
+        text = f"{name}: {item.identical} of {count(item.pairs, 'pair')} {same}"
         if declared:
             text += f" but for the declared differences ({listing(declared)})"
-        if refused := {**item.work_refused, **item.refused}:
-            text += f"; refused for {listing(sorted(refused))}, see below"
         lines.append(text + ".")
-    return lines or ["Nothing to compare: this run has one arm."]
+    return [*refused, *lines] or ["Nothing to compare: this run has one arm."]
 
 
 def _came_out(
@@ -246,8 +259,11 @@ def _came_out(
                 for verdict in Verdict
                 if any(c.verdict == verdict for c in family)
             ]
-            lines.append(f"{label}: of {count(len(family), 'primary comparison')}, "
-                         f"{listing(tally)}. {_list_by_verdict(family)}".strip())  # fmt: skip
+            lines.append(
+                f"{label}: of {count(len(family), 'primary comparison')}, {listing(tally)}."
+            )
+        elif mine and all(c.verdict == Verdict.REFUSED for c in mine):
+            lines.append(f"{label}: refused, the arms did not do the same work.")
         elif any(c.verdict == Verdict.EMULATED for c in mine):
             lines.append(f"{label}: emulated. {count(len(mine), 'figure')} with intervals, "
                          "none of them judged.")  # fmt: skip
@@ -255,16 +271,6 @@ def _came_out(
             lines.append(f"{label}: {count(len(mine), 'figure')}, described and not judged "
                          "(outside the plan's primary family).")  # fmt: skip
     return lines or ["No comparison was possible."]
-
-
-def _list_by_verdict(family: Sequence[model.Comparison]) -> str:
-    """Which comparisons stand behind the rarer verdicts, where they are few enough to name."""
-    parts = []
-    for verdict in (Verdict.EQUIVALENT, Verdict.DETECTABLE_INSIDE_MARGIN, Verdict.UNDECIDED):
-        named = [c.title for c in family if c.verdict == verdict]
-        if named:
-            parts.append(f"{verdict.value.capitalize()}: {'; '.join(named)}.")
-    return " ".join(parts)
 
 
 def _sure(
@@ -297,11 +303,14 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
     if not serious:
         return ["Nothing beyond the limits named under Method."]
     lines = [
-        f"{item['message'][:1].upper()}{item['message'][1:]}"
-        + (f": {item['meaning']}" if item["meaning"] else "")
-        + "."
-        for item in serious[:4]
+        _capitalised(item["message"]) + (f": {item['meaning']}" if item["meaning"] else "") + "."
+        for item in serious[:MOST_WARNINGS]
     ]
-    if len(serious) > 4:
-        lines.append(f"And {len(serious) - 4} more, under “What to beware of”.")
+    if len(serious) > MOST_WARNINGS:
+        lines.append(f"And {len(serious) - MOST_WARNINGS} more, under “What to beware of”.")
     return lines
+
+
+def _capitalised(text: str) -> str:
+    """A sentence's first letter in upper case, unless it is an arm's name."""
+    return text if re.match(r"(vm|container|process)\b", text) else text[:1].upper() + text[1:]
