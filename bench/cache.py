@@ -10,27 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import HvctError, oserror
+from bench.errors import HostCannot, oserror
+
+_REMEDY = "set XDG_CACHE_HOME to a folder you can write"
 
 
 def cache_dir(*parts: str) -> Path:
     """``$XDG_CACHE_HOME/hvct/parts…``, created.
 
     Raises:
-        HvctError: it cannot be created or written.
+        HostCannot: it cannot be created or written.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = base.joinpath("hvct", *parts)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        failure = oserror("mkdir", path, error)
-        failure.hint = "set XDG_CACHE_HOME to a folder you can write"
-        raise failure from error
+        raise HostCannot(oserror("mkdir", path, error).message, _REMEDY) from error
     if not os.access(path, os.W_OK):
-        raise HvctError(
-            f"the cache {path} is not writable", "set XDG_CACHE_HOME to a folder you can write"
-        )
+        raise HostCannot(f"the cache {path} is not writable", _REMEDY)
     return path
 
 

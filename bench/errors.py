@@ -6,6 +6,7 @@ them and exits. Stdlib only, imports nothing of ours.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -48,7 +49,31 @@ class Refused(HvctError):
     exit_code = 3
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived: as an interrupt, but for the exit status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room in that quota",
+    errno.EROFS: "use a folder that can be written",
+    errno.EACCES: "use a folder that can be written, or run it as root",
+    errno.EPERM: "run it as root",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "allow more open files (sysctl fs.file-max)",
+}
+"""What to do where the host, not the measured thing, is why a system call failed."""
+
+
 def oserror(call: str, path: str | os.PathLike[str], error: OSError) -> HvctError:
-    """Name the system call and the path of a failed one; the only way we report errno."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return HvctError(f"{call} {os.fspath(path)}: {reason}")
+    """Name the system call and the path of a failed one; the only way we report errno.
+
+    A `HostCannot` with its remedy where the host is to blame (disk full, not writable…).
+    """
+    message = f"{call} {os.fspath(path)}: {os.strerror(error.errno) if error.errno else error}"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return HostCannot(message, remedy) if remedy else HvctError(message)

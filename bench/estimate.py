@@ -5,11 +5,13 @@ Only ever shown as an estimate; no result depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 from bench.cache import cache_dir
 from bench.campaign import Durations
+from bench.errors import HvctError
 from bench.plan import Plan
 from bench.schedule import Slot, build
 
@@ -24,16 +26,17 @@ def load() -> Durations:
     try:
         stored = json.loads((cache_dir() / _FILE).read_bytes())
         return Durations({str(key): float(value) for key, value in stored.items()})
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, HvctError, ValueError, AttributeError, TypeError):
         return Durations()
 
 
 def save(durations: Durations) -> None:
     """Keep the estimate for the next run; losing it loses nothing."""
-    path = cache_dir() / _FILE
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(durations.seconds, indent=1, sort_keys=True))
-    temporary.replace(path)
+    with contextlib.suppress(OSError, HvctError):
+        path = cache_dir() / _FILE
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(durations.seconds, indent=1, sort_keys=True))
+        temporary.replace(path)
 
 
 def run_seconds(

@@ -192,9 +192,10 @@ def _write_new(run_dir: Path, libvirt_uri: str) -> Journal:
             _sync(root)
             return journal
     except OSError as error:
-        failure = oserror("write", root, error)
-        failure.hint = "run as root, or set XDG_RUNTIME_DIR to a folder you can write"
-        raise failure from error
+        raise HostCannot(
+            oserror("write", root, error).message,
+            "make room there; as another user than root, set XDG_RUNTIME_DIR",
+        ) from error
     raise HvctError("no free name for this run", f"remove old files in {root}")
 
 

@@ -10,17 +10,20 @@ import base64
 import dataclasses
 import json
 import os
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadInput, oserror
+from bench.errors import BadInput, HostCannot, oserror
 from bench.model import FORMAT, Trial
 
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.jsonl"
+LOGS = "logs"
 
 
 def jsonable(value: Any) -> Any:
@@ -78,24 +81,31 @@ class RunStore:
 
     @classmethod
     def create(cls, directory: Path) -> RunStore:
-        """Make a new run directory.
+        """Make a new run directory, or take one in which nothing is.
 
         Raises:
-            BadInput: it exists already, or cannot be created.
+            BadInput: something is there already, or it cannot be created.
         """
         try:
-            directory.mkdir(parents=True)
-            (directory / "logs").mkdir()
+            directory.mkdir(parents=True, exist_ok=True)
+            _drop_unbegun(directory)
+            (directory / LOGS).mkdir()
         except FileExistsError as error:
-            raise BadInput(
-                f"{directory} exists already", f"resume it with: hvct resume {directory}"
-            ) from error
+            hint = "name another folder with --output"
+            if (directory / RUN_FILE).is_file():
+                hint = f"resume it with: hvct resume {shlex.quote(str(directory))}"
+            raise BadInput(f"{directory} exists already", hint) from error
         except OSError as error:
             failure = oserror("mkdir", directory, error)
             raise BadInput(
                 failure.message, "choose a folder you can write with --output"
             ) from error
         return cls(directory)
+
+    def discard(self) -> None:
+        """Take a run directory away again in which there is no trial."""
+        if not (self.directory / TRIALS_FILE).exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Replace ``run.json``, all or nothing."""
@@ -107,7 +117,7 @@ class RunStore:
         A line cut off by a kill is closed first, so that it can spoil nothing but itself.
 
         Raises:
-            HvctError: the disk is full or not writable; nothing half-written stays.
+            HostCannot: the disk is full or not writable; nothing half-written stays.
         """
         line = json.dumps({"format": FORMAT, **jsonable(trial)}, allow_nan=False).encode() + b"\n"
         path = self.directory / TRIALS_FILE
@@ -126,9 +136,26 @@ class RunStore:
                     os.ftruncate(handle.fileno(), end)
                     raise
         except OSError as error:
-            failure = oserror("write", path, error)
-            failure.hint = f"make room, then: hvct resume {self.directory}"
-            raise failure from error
+            raise _not_written(path, error) from error
+
+
+def _drop_unbegun(directory: Path) -> None:
+    """Remove what a run left that was killed before its description was written.
+
+    Raises:
+        FileExistsError: there is anything else.
+    """
+    entries = list(directory.iterdir())
+    drafts = [entry for entry in entries if entry.name.startswith(f".{RUN_FILE}.")]
+    if set(entries) - set(drafts) - {directory / LOGS}:
+        raise FileExistsError
+    for draft in drafts:
+        draft.unlink()
+    if directory / LOGS in entries:
+        try:
+            (directory / LOGS).rmdir()
+        except OSError as error:
+            raise FileExistsError from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -143,7 +170,14 @@ def write_json(path: Path, value: Any) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise oserror("write", path, error) from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> HostCannot:
+    return HostCannot(
+        oserror("write", path, error).message,
+        f"make room, then: hvct resume {shlex.quote(str(path.parent))}",
+    )
 
 
 def load(directory: Path) -> StoredRun:

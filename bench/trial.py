@@ -304,7 +304,11 @@ def _save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> s
         return None
     arm = slot.arm.replace(":", "-")
     path = log_dir / f"{slot.block:03d}-{attempt}-{slot.workload}-{arm}.log"
-    path.write_bytes(b"".join(parts))
+    try:
+        path.write_bytes(b"".join(parts))
+    except OSError:  # a full disk: what the store says of the trial's own line is enough
+        path.unlink(missing_ok=True)
+        return None
     return f"{log_dir.name}/{path.name}"
 
 

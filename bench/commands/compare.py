@@ -19,8 +19,9 @@ from bench.backend import Backend
 from bench.campaign import Campaign
 from bench.cleanup import clean_dead
 from bench.commands.progress import open_progress
+from bench.commands.rights import need_root
 from bench.context import RunContext
-from bench.errors import BadInput, HostCannot, HvctError
+from bench.errors import BadInput, HostCannot, HvctError, Refused
 from bench.image import store as image_store
 from bench.metrics import table
 from bench.model import Capability, Image, NetworkMode, Workload
@@ -33,17 +34,18 @@ from bench.version import VERSION
 def main(options: argparse.Namespace) -> int:
     """Plan, prepare, measure, report."""
     chosen = make_plan(options)
+    check_against_host(chosen, options.kernel)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{chosen.name}"
     if options.dry_run:
         return print_plan(chosen, directory, options)
     need_root()
     clean_dead()
     with journal.exclusive(options.wait, directory):
-        check_against_host(chosen)
-        run_store = store.RunStore.create(directory)
         run = describe_run(chosen, directory)
-        run_store.write_run(run)
-        return measure(chosen, run, run_store, options)
+        run_store = store.RunStore.create(directory)
+        with kept_if_begun(run_store):
+            run_store.write_run(run)
+            return measure(chosen, run, run_store, options)
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -70,7 +72,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """
     names = tuple(options.arms.split(",")) if options.arms else None
     if options.plan is not None:
-        if options.workload or options.image:
+        if options.workload or options.image_option:
             raise BadInput("--plan already says which workloads", "leave the workload names out")
         made = plan_file.from_toml(options.plan, seed=options.seed)
         changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
@@ -79,10 +81,10 @@ def make_plan(options: argparse.Namespace) -> Plan:
         if options.blocks is not None:
             changes["blocks"] = options.blocks
         return plan.check(dataclasses.replace(made, **changes))
-    if options.image:
+    if options.image_option:
         if options.workload:
             raise BadInput("--image is one workload of its own", "put its command after --")
-        chosen: tuple[Workload, ...] = (workloads.from_image(options.image, options.argv),)
+        chosen: tuple[Workload, ...] = (workloads.from_image(options.image_option, options.argv),)
         name = chosen[0].name
     else:
         chosen = tuple(map(workloads.builtin, options.workload)) or workloads.quick_suite()
@@ -126,24 +128,27 @@ def headline(chosen: Plan) -> str:
     )
 
 
-def need_root() -> None:
-    """Namespaces, cgroups and the bridge need root.
-
-    Raises:
-        HostCannot: we are somebody else.
-    """
-    if os.geteuid() != 0:
-        raise HostCannot("measuring needs root (namespaces, cgroups, a bridge)", "run it with sudo")
-
-
-def check_against_host(chosen: Plan) -> None:
+def check_against_host(chosen: Plan, kernel: Path | None = None) -> None:
     """Refuse now what this host cannot give, and statistics that could never decide."""
+    for name in dict.fromkeys(workload.image for workload in chosen.workloads):
+        image_store.check_name(name)
+    check_kernel(kernel)
     plan.check_against_host(
         chosen, cpus=len(os.sched_getaffinity(0)), memory_bytes=host.mem_available_bytes()
     )
     unreachable = check_reachable(chosen.blocks, len(chosen.primary), chosen.alpha)
     if unreachable is not None:
         raise BadInput(unreachable.message, unreachable.remedy)
+
+
+def check_kernel(kernel: Path | None) -> None:
+    """Refuse a ``--kernel`` that is no file.
+
+    Raises:
+        BadInput: with its name.
+    """
+    if kernel is not None and not kernel.is_file():
+        raise BadInput(f"--kernel {kernel} is no file", "name a vmlinux or bzImage")
 
 
 def describe_run(chosen: Plan, directory: Path) -> dict[str, Any]:
@@ -253,10 +258,20 @@ def open_backends(
             backend = stack.enter_context(registry.make(arm, context))
             capability = backend.probe()
             if not capability.usable:
-                raise HostCannot(f"{arm.name}: {capability.reason}", capability.remedy)
+                raise HostCannot(
+                    f"{arm.name}: {capability.reason}", without(capability.remedy, arm.name, names)
+                )
             backends[arm.name] = backend
             found[arm.name] = capability
         yield backends, found
+
+
+def without(remedy: str, arm: str, names: tuple[str, ...]) -> str:
+    """The remedy, and how to compare the other arms meanwhile."""
+    others = [name for name in names if name != arm]
+    if len(others) < 2:
+        return remedy
+    return f"{remedy}{'; ' if remedy else ''}or compare without it: --arms {','.join(others)}"
 
 
 def record_vm(run: dict[str, Any], found: Mapping[str, Capability], banner: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench.cache import cache_dir, lock, publish, workspace
-from bench.errors import HvctError, oserror
+from bench.errors import HostCannot, HvctError, oserror
 from bench.image.erofs import make_volume
 from bench.image.users import Accounts, read_accounts
 from bench.model import Ids, Image, ImageConfig
@@ -204,7 +204,7 @@ def build_space() -> Iterator[Path]:
     A live one is held by a lock that dies with its process, which is how the dead are told.
 
     Raises:
-        HvctError: a file of the build could not be written (disk full), in one line.
+        HostCannot: a file of the build could not be written (disk full), in one line.
     """
     with lock("image-sweep"):
         _sweep()
@@ -227,7 +227,7 @@ def build_space() -> Iterator[Path]:
 def _about_space(error: HvctError) -> HvctError | None:
     if "no space left" not in error.message.lower():
         return None
-    return HvctError(
+    return HostCannot(
         f"the disk of the cache {cache_dir()} is full: No space left on device",
         "free some space, or set XDG_CACHE_HOME to a folder on a larger disk",
     )
