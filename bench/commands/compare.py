@@ -128,6 +128,19 @@ def headline(chosen: Plan) -> str:
     )
 
 
+@contextlib.contextmanager
+def kept_if_begun(run_store: store.RunStore) -> Iterator[None]:
+    """Take a new run directory away again where input or host ended the run before its first trial.
+
+    It stays where something of ours failed: its logs are wanted then.
+    """
+    try:
+        yield
+    except (BadInput, HostCannot, Refused):
+        run_store.discard()
+        raise
+
+
 def check_against_host(chosen: Plan, kernel: Path | None = None) -> None:
     """Refuse now what this host cannot give, and statistics that could never decide."""
     for name in dict.fromkeys(workload.image for workload in chosen.workloads):
