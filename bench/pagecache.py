@@ -63,6 +63,7 @@ class SharedCache:
                 stdout=subprocess.PIPE,
                 env={RUN_VARIABLE: self.tag},
                 cwd="/",
+                start_new_session=True,  # Ctrl-C is the harness's affair
             )
             self.group.join(self._child.pid)
         except BaseException:

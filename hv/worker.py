@@ -464,7 +464,8 @@ def main(argv: list[str]) -> int:
         worker.control.send(json.dumps({"event": "failed", "message": failure[0]}).encode())
         return 1
     version = worker.connection.getLibVersion()
-    worker.control.send(json.dumps({"event": "ready", "libvirt": version}).encode())
+    with contextlib.suppress(OSError):  # the harness may be dead: `serve` notices, and we clean up
+        worker.control.send(json.dumps({"event": "ready", "libvirt": version}).encode())
     try:
         worker.serve()
     finally:
