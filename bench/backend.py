@@ -40,7 +40,7 @@ class Instance(Protocol):
     ) -> None: ...
 
     def wait(self, event: Event, deadline_ns: int) -> bool:
-        """Handle what arrives until `event` (STARTED, LISTENING or EXITED) or the deadline.
+        """Handle what arrives until `event` (STARTED, LISTENING, ENDED or EXITED) or the deadline.
 
         Returns True when the event has happened. Raises LaunchFailed when it can no
         longer happen (exec failed, the VMM died, the channel closed).
@@ -170,6 +170,10 @@ class Backend(Protocol):
 
     def probe(self) -> Capability:
         """Find out, by doing it where that is the only proof, whether this backend works."""
+        ...
+
+    def helpers(self) -> tuple[int, ...]:
+        """Process ids of what works for it beside the harness: launcher or worker, if any."""
         ...
 
     def prepare(self, spec: InstanceSpec) -> None:

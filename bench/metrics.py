@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
         Metric("agent_overhead", "agent's own cost", "s", Scale.DIFFERENCE, Better.LOWER, 0.005, "start-up",
                "init → started: mounting what is left to mount, reading limits, fork; the same program in every arm", 1e-6),
         Metric("teardown", "teardown", "s", Scale.DIFFERENCE, Better.LOWER, 0.010, "start-up",
-               "exited → released: processes reaped, mounts gone, cgroup removed", 1e-6),
+               "release_requested → released: what is left is killed and reaped, mounts gone, cgroup removed (a VM: QEMU killed and reaped); the workload itself has ended before", 1e-6),
         Metric("network_teardown", "network teardown", "s", Scale.DIFFERENCE, Better.LOWER, 0.020, "start-up",
                "released → network_released: the kernel has dropped link and namespace (asynchronous)", 1e-3),
         _memory("memory_current", "memory charged", "cgroup: everything charged to the instance (anon + file + shmem + kernel)"),
@@ -96,7 +96,7 @@ _INTERVALS = (
     ("startup_ready", Event.REQUESTED, Event.READY),
     ("agent_overhead", Event.INIT, Event.STARTED),
     ("network_teardown", Event.RELEASED, Event.NETWORK_RELEASED),
-    ("teardown", Event.EXITED, Event.RELEASED),
+    ("teardown", Event.RELEASE_REQUESTED, Event.RELEASED),
 )
 
 

@@ -35,7 +35,9 @@ class Event(StrEnum):
     LISTENING = "listening"  # the workload's port is open, as seen from inside
     READY = "ready"  # first useful reply, as the workload defines it
     STOP_REQUESTED = "stop_requested"
+    ENDED = "ended"  # news of EXITED, sent before output is shipped; never on a timeline
     EXITED = "exited"  # the workload ended
+    RELEASE_REQUESTED = "release_requested"  # release() called: teardown begins
     RELEASED = "released"  # processes reaped, mounts gone, cgroup removed
     NETWORK_RELEASED = "network_released"  # the kernel has dropped namespace and link
 

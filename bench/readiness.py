@@ -1,9 +1,14 @@
 """Probing from the host when an instance gives its first useful reply.
 
-A fresh non-blocking connection is begun every millisecond, in every arm alike, and given
-up after 25 ms unless it was established: an unanswered SYN is retransmitted by the
-kernel only after a second, and would quantise the figure. Once a connection is up, the
-request is sent on it and the reply awaited.
+A fresh non-blocking connection is begun every δ, by one rule for every arm: δ is 1 ms or
+half a percent of the time since the launch was requested, whichever is longer, at most
+20 ms. A knock costs who is knocked at (refusing a thousand a second took a fifth of an
+emulated CPU), so a start that takes long is not asked more finely than it can be told.
+How late a reply may have been noticed is recorded with it.
+
+A connection is given up after 25 ms unless it was established: an unanswered SYN is
+retransmitted by the kernel only after a second, and would quantise the figure. Once a
+connection is up, the request is sent on it and the reply awaited.
 """
 
 from __future__ import annotations
@@ -13,10 +18,13 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bench.model import Readiness, ReadyKind
 
 INTERVAL_NS = 1_000_000
+INTERVAL_MOST_NS = 20_000_000
+INTERVAL_PART = 200  # of the time since the request
 CONNECT_LIFE_NS = 25_000_000
 REPLY_LIFE_NS = 1_000_000_000
 REPLY_LIMIT = 65536
@@ -66,12 +74,34 @@ def satisfied(ready: Readiness, reply: bytes) -> bool | None:
     return False if len(reply) >= REPLY_LIMIT else None
 
 
+@dataclass(frozen=True)
+class Reached:
+    """The first useful reply.
+
+    Attributes:
+        stamp_ns: when it was complete (for TCP: when the connection was established).
+        resolution_ns: how much earlier it could have been had: the time from the attempt
+            before this one, which failed, to the beginning of this one.
+    """
+
+    stamp_ns: int
+    resolution_ns: int
+
+
+def interval_ns(since_request_ns: int) -> int:
+    """δ: the time between two attempts, so long after the launch was requested."""
+    return min(INTERVAL_MOST_NS, max(INTERVAL_NS, since_request_ns // INTERVAL_PART))
+
+
 def probe(
     ready: Readiness,
     host: str,
     deadline_ns: int,
     alive: Callable[[float], bool],
-) -> int | None:
+    *,
+    requested_ns: int | None = None,
+    started_ns: int | None = None,
+) -> Reached | None:
     """Probe until the first useful reply.
 
     Args:
@@ -79,27 +109,36 @@ def probe(
         deadline_ns: CLOCK_MONOTONIC nanoseconds after which to give up.
         alive: called between attempts with the seconds it may wait; handles what the
             instance reported and returns False once it cannot become ready any more.
+        requested_ns: when the launch was requested; from it δ is reckoned (default: now).
+        started_ns: since when it could have been ready (default: now).
 
     Returns:
-        The stamp of the reply (of the established connection for TCP), or None.
+        When it was ready, or None.
     """
     request = request_of(ready, host)
+    last_ns = time.monotonic_ns() if started_ns is None else started_ns
+    asked_ns = time.monotonic_ns() if requested_ns is None else requested_ns
     with selectors.DefaultSelector() as selector:
         begun: dict[socket.socket, tuple[int, bytearray | None]] = {}
+        doubt: dict[socket.socket, int] = {}  # from the attempt before it
         try:
             next_ns = time.monotonic_ns()
             while (now := time.monotonic_ns()) < deadline_ns:
                 talking = any(reply is not None for _, reply in begun.values())
                 if now >= next_ns and not talking:
-                    _begin(selector, begun, host, ready.port, now)
-                    next_ns = max(next_ns + INTERVAL_NS, now)
+                    link = _begin(selector, begun, host, ready.port, now)
+                    if link is not None:
+                        doubt[link] = now - last_ns
+                    last_ns = now
+                    next_ns = max(next_ns + interval_ns(now - asked_ns), now)
                 _give_up(selector, begun, now)
                 for key, _ in selector.select(max(0.0, (next_ns - time.monotonic_ns()) / 1e9)):
                     stamp = _advance(selector, begun, key.fileobj, ready, request)  # type: ignore[arg-type]
                     if stamp is not None:
-                        return stamp
+                        return Reached(stamp, max(0, doubt[key.fileobj]))  # type: ignore[index]
                 if talking:
-                    next_ns = time.monotonic_ns() + INTERVAL_NS
+                    now = time.monotonic_ns()
+                    next_ns = now + interval_ns(now - asked_ns)
                 if not alive(0.0):
                     return None
             return None
@@ -114,7 +153,7 @@ def _begin(
     host: str,
     port: int,
     now: int,
-) -> None:
+) -> socket.socket | None:
     link = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
@@ -123,9 +162,10 @@ def _begin(
         pass
     except OSError:  # refused at once, or no route yet: the next one may do
         link.close()
-        return
+        return None
     begun[link] = (now, None)
     selector.register(link, selectors.EVENT_WRITE)
+    return link
 
 
 def _give_up(
@@ -160,7 +200,10 @@ def _advance(
     _, reply = begun[link]
     try:
         if reply is None:
-            if link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            failed = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            # Knocking at a closed port of our own host can end in being connected to
+            # ourselves, when the kernel picks that very port for our end.
+            if failed or link.getsockname() == link.getpeername():
                 _drop(selector, begun, link)
                 return None
             if ready.kind is ReadyKind.TCP:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +26,13 @@ from bench.model import (
     Trial,
     Workload,
 )
-from bench.readiness import NETWORK_KINDS, OUTPUT_KINDS, OutputWatch, probe
+from bench.readiness import OUTPUT_KINDS, OutputWatch, probe
 from bench.schedule import Slot
 
 STOP_GRACE_S = 5.0
 RELEASE_LIMIT_NS = 5_000_000_000
 LOG_LIMIT = 1 << 20
+SHIP_LIMIT_NS = 60_000_000_000  # for output and receipt, once the workload has ended
 WINDOW_TOLERANCE = 0.02  # part of the window that may pass before its first counter is read
 
 
@@ -39,6 +44,8 @@ class TrialTimeout(HvctError):
 class _Readings:
     """What was read from outside at the marks of one trial."""
 
+    helpers: Iterable[int] = ()
+    idle_cpus: float = 0.0
     cpu_started: CpuUsage | None = None
     started_read_ns: int = 0
     cpu_held: CpuUsage | None = None
@@ -56,8 +63,42 @@ def run_trial(
     spec: InstanceSpec,
     log_dir: Path,
     attempt: int = 1,
+    idle_cpus: float = 0.0,
 ) -> Trial:
-    """Run one trial and return it as data. Raises only for an interrupt or a defect of ours."""
+    """Run one trial and return it as data. Raises only for an interrupt or a defect of ours.
+
+    Args:
+        idle_cpus: CPUs' worth of work of others just before, for `_attribute`.
+    """
+    with _no_collection():
+        return _run_trial(backend, slot, workload, spec, log_dir, attempt, idle_cpus)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in a trial: with all that is imported one takes tens of ms.
+
+    What was put off is done at the end, before the gap to the next trial.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+        gc.collect()
+
+
+def _run_trial(
+    backend: Backend,
+    slot: Slot,
+    workload: Workload,
+    spec: InstanceSpec,
+    log_dir: Path,
+    attempt: int,
+    idle_cpus: float,
+) -> Trial:
     trial = Trial(
         block=slot.block,
         position=slot.position,
@@ -67,9 +108,9 @@ def run_trial(
         wall_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         attempt=attempt,
     )
-    before = Snapshot.take()
+    before = Snapshot.take(helpers=backend.helpers())
     available = mem_available_bytes()
-    readings = _Readings()
+    readings = _Readings(helpers=backend.helpers(), idle_cpus=idle_cpus)
     instance: Instance | None = None
     try:
         instance = backend.launch(spec)
@@ -78,6 +119,10 @@ def run_trial(
             try:
                 _live(instance, workload, readings, trial, available)
                 instance.synchronise()
+            except TrialTimeout:
+                with contextlib.suppress(HvctError):  # its marks count; a hung guest has none
+                    instance.synchronise()
+                raise
             finally:
                 _finish(instance, trial)
         _judge_exit(instance, workload)
@@ -98,7 +143,10 @@ def run_trial(
             trial.samples = []
             trial.logs = _save_logs(instance, slot, attempt, log_dir)
     charged = trial.usage.get("cpu", {}).get("cgroup_cpu_s") or 0.0
-    trial.disturbances = between(before, Snapshot.take(charged_s=charged))
+    after = Snapshot.take(charged_s=charged, helpers=readings.helpers)
+    trial.disturbances = between(before, after)
+    shared = os.sched_getaffinity(0) & set(spec.cpu_set)
+    trial.disturbances["harness_shares_cpu"] = float(bool(shared))
     return trial
 
 
@@ -117,18 +165,21 @@ def _live(
         raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
     readings.cpu_started = instance.cpu()
     readings.started_read_ns = time.monotonic_ns()
-    readings.host_started = Snapshot.take()
+    readings.host_started = Snapshot.take(helpers=readings.helpers)
     if workload.ready.kind is not ReadyKind.STARTED:
         _wait_ready(instance, workload, watch, deadline)
     if workload.until == "ready":
         _hold(instance, workload, readings)
         _read_memory(instance, trial, available_bytes)
-        readings.cpu_hold_end = instance.cpu()
         instance.stop(STOP_GRACE_S)
-    elif not instance.wait(Event.EXITED, deadline):
+        return
+    if not instance.wait(Event.ENDED, deadline):
         raise TrialTimeout(f"the workload had not ended after {workload.timeout_s:g} s")
+    # Now, not at EXITED: shipping the output is no part of the work.
     readings.cpu_exited = instance.cpu()
-    readings.host_exited = Snapshot.take()
+    readings.host_exited = Snapshot.take(helpers=readings.helpers)
+    if not instance.wait(Event.EXITED, time.monotonic_ns() + SHIP_LIMIT_NS):
+        raise TrialTimeout("the workload had ended, but its output did not arrive within 60 s")
 
 
 def _wait_ready(
@@ -142,23 +193,30 @@ def _wait_ready(
             if instance.exit is not None:
                 raise _died_early(instance, workload)
             instance.pump(min(left, 0.25))
-        stamp: int | None = watch.ready_ns
+        stamp, resolution = watch.ready_ns, 0
     else:
 
         def alive(wait_s: float) -> bool:
             instance.pump(wait_s)
             return instance.exit is None
 
-        stamp = probe(workload.ready, instance.connect_host, deadline, alive)
-        if stamp is None:
+        marks = instance.timeline.marks_ns
+        reached = probe(
+            workload.ready,
+            instance.connect_host,
+            deadline,
+            alive,
+            requested_ns=marks[Event.REQUESTED],
+            started_ns=marks[Event.STARTED],
+        )
+        if reached is None:
             if instance.exit is not None:
                 raise _died_early(instance, workload)
             raise TrialTimeout(
                 f"port {workload.ready.port} gave no useful reply within {workload.timeout_s:g} s"
             )
         instance.check_listener(workload.ready.port)
-    assert stamp is not None
-    resolution = 1_000_000 if workload.ready.kind in NETWORK_KINDS else 0
+        stamp, resolution = reached.stamp_ns, reached.resolution_ns
     instance.timeline.mark(Event.READY, stamp, resolution)
 
 
@@ -188,6 +246,7 @@ def _hold(instance: Instance, workload: Workload, readings: _Readings) -> None:
         instance.pump(left)
         if instance.exit is not None:
             raise HvctError(f"the workload ended while it was held: {_ending(instance)}")
+    readings.cpu_hold_end = instance.cpu()
     readings.hold_s = time.monotonic() - began
 
 
@@ -211,6 +270,7 @@ def _read_memory(instance: Instance, trial: Trial, available_bytes: int) -> None
 
 
 def _finish(instance: Instance, trial: Trial) -> None:
+    instance.timeline.mark(Event.RELEASE_REQUESTED, time.monotonic_ns())
     final = instance.release()
     instance.wait_network_released(time.monotonic_ns() + RELEASE_LIMIT_NS)
     trial.usage.setdefault("cpu", {}).update(
@@ -259,8 +319,6 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     if readings.cpu_held and readings.cpu_hold_end and readings.hold_s > 0:
         idle = readings.cpu_hold_end.total_s - readings.cpu_held.total_s
         samples.append(Sample("cpu_idle", idle / readings.hold_s, "CPU"))
-    if readings.cpu_exited:
-        cpu["throttled_s"] = readings.cpu_exited.throttled_s
     for rule in workload.metrics:
         samples.append(output_metrics.extract(rule, instance.stdout, instance.stderr))
     trial.samples = samples
@@ -280,12 +338,17 @@ def _window_is_whole(instance: Instance, readings: _Readings) -> bool:
 
 
 def _attribute(cpu: dict[str, float | int | None], window_s: float, readings: _Readings) -> None:
-    """How much of what the host did in the window was the instance's (windows of 2 s and more)."""
+    """How much of what the host did in the window was the instance's (windows of 2 s and more).
+
+    What others did just before the trial is taken to go on, and is not the instance's; the
+    rest outside its cgroup may be work the kernel did for it (softirq, loop, vhost).
+    """
     if readings.host_started is None or readings.host_exited is None:
         return
     seen = between(readings.host_started, readings.host_exited)
     if seen["window_s"] >= 2.0:
-        busy_s = (seen["busy_cpus"] - seen["harness_cpus"]) * seen["window_s"]
+        busy = seen["busy_cpus"] - seen["harness_cpus"] - readings.idle_cpus
+        busy_s = busy * seen["window_s"]
         cpu["host_busy_s"] = busy_s
         cpu["attributed"] = min(1.0, window_s / busy_s) if busy_s > 0 else 1.0
 

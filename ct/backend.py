@@ -139,6 +139,10 @@ class LauncherBackend(ABC):
             details={"cgroup": f"v{version}", "launcher": str(worker.pid)},
         )
 
+    def helpers(self) -> tuple[int, ...]:
+        """The launcher's process id, once it runs."""
+        return () if self._worker is None else (self._worker.pid,)
+
     def prepare(self, spec: InstanceSpec) -> None:
         """Start the launcher and mount the image: once per run, in no trial."""
         self._lower(spec.image)

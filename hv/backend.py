@@ -160,6 +160,10 @@ class VmBackend:
             },
         )
 
+    def helpers(self) -> tuple[int, ...]:
+        """The process id of the worker that holds libvirt, once it runs."""
+        return () if self._connection is None else (self._connection.pid,)
+
     def prepare(self, spec: InstanceSpec) -> None:
         """Worker, kernel, initramfs, accelerator, and the guest's RAM: in no trial."""
         self.check(spec)

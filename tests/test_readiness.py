@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.model import Readiness, ReadyKind
-from bench.readiness import OutputWatch, probe, satisfied
+from bench.readiness import OutputWatch, interval_ns, probe, satisfied
 
 
 def serve(port: int, delay_s: float, answer: Callable[[bytes], bytes]) -> threading.Thread:
@@ -47,10 +47,10 @@ def test_http_is_ready_at_the_first_200_not_before() -> None:
 
     serve(port, 0.05, answer)
     ready = Readiness(ReadyKind.HTTP, port=port)
-    stamp = probe(ready, "127.0.0.1", time.monotonic_ns() + 5 * 10**9, lambda _: True)
-    assert stamp is not None
+    reached = probe(ready, "127.0.0.1", time.monotonic_ns() + 5 * 10**9, lambda _: True)
+    assert reached is not None
     assert len(seen) == 3
-    assert stamp > seen[2]
+    assert reached.stamp_ns > seen[2]
 
 
 def test_a_reply_needs_the_expected_bytes() -> None:
@@ -59,6 +59,30 @@ def test_a_reply_needs_the_expected_bytes() -> None:
     serve(port, 0.02, lambda request: b"+PONG\r\n" if request == b"PING\r\n" else b"-ERR\r\n")
     ready = Readiness(ReadyKind.REPLY, port=port, send=b"PING\r\n", expect=b"+PONG")
     assert probe(ready, "127.0.0.1", time.monotonic_ns() + 5 * 10**9, lambda _: True)
+
+
+def test_how_late_readiness_was_noticed_is_known() -> None:
+    """The resolution reaches back to an attempt that failed: the port opened in between."""
+    port, opened = free_port(), []
+
+    def work() -> None:
+        time.sleep(0.05)
+        with socket.create_server(("127.0.0.1", port)) as server:
+            opened.append(time.monotonic_ns())
+            server.accept()[0].close()
+
+    threading.Thread(target=work, daemon=True).start()
+    ready = Readiness(ReadyKind.TCP, port=port)
+    reached = probe(ready, "127.0.0.1", time.monotonic_ns() + 5 * 10**9, lambda _: True)
+    assert reached is not None
+    assert reached.stamp_ns - reached.resolution_ns - 5_000_000 < opened[0] < reached.stamp_ns
+
+
+def test_long_starts_are_probed_more_seldom_by_one_rule() -> None:
+    """δ is 1 ms, later half a percent of the time since the request, at most 20 ms."""
+    assert [interval_ns(ms * 10**6) / 10**6 for ms in (0, 5, 200, 1000, 2000, 60000)] == [
+        1, 1, 1, 5, 10, 20,
+    ]  # fmt: skip
 
 
 def test_a_port_that_never_opens_is_no_readiness() -> None:
