@@ -1,8 +1,8 @@
 """The vocabulary as data: frozen dataclasses and enums, nothing that acts.
 
 Every word here is used with the same meaning in the code, the command line and
-the reports; ``docs/architecture.md`` has the table. Stdlib only. Longer than other
-files on purpose: one place to look up what a word means.
+the reports; ``docs/architecture.md`` has the table. Stdlib only. More than 400
+lines on purpose: one place to look up what a word means.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from pathlib import Path
 
 from bench.context import RunContext
 from bench.errors import BadInput
@@ -43,8 +44,26 @@ def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
 
 
 def harness_cpus(taken: tuple[int, ...]) -> tuple[int, ...]:
-    """CPUs left for the harness; empty when the instance takes them all."""
-    return tuple(cpu for cpu in _all_online() if cpu not in taken)
+    """CPUs left for harness, helpers and probes; empty when the instance takes them all.
+
+    Hardware threads that share a core with the instance only where there are no others.
+    """
+    free = [cpu for cpu in _all_online() if cpu not in taken]
+    apart = [cpu for cpu in free if not siblings(cpu) & set(taken)]
+    return tuple(apart or free)
+
+
+def siblings(cpu: int) -> set[int]:
+    """The CPUs of a CPU's core, itself among them."""
+    try:
+        text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        found: set[int] = set()
+        for part in text.strip().split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    except (OSError, ValueError):
+        return {cpu}
+    return found | {cpu}
 
 
 def _all_online() -> list[int]:

@@ -204,6 +204,8 @@ def measure(
                 images = prepare_images(chosen, progress.stage)
                 run["images"] = store.jsonable(images)
                 with (
+                    # Before the helpers are started: they inherit it.
+                    pinned_away(chosen),
                     SharedCache(context.tag) as cache,
                     open_backends(chosen.arms, context, progress.stage) as (backends, found),
                 ):
@@ -227,8 +229,7 @@ def measure(
                     progress.banner(
                         "Plan", f"{headline(chosen)} · {estimate.phrase(left)} · {directory}"
                     )
-                    with pinned_away(chosen):
-                        campaign.execute()
+                    campaign.execute()
                     estimate.save(campaign.durations)
         except KeyboardInterrupt:
             progress.close()
@@ -319,7 +320,7 @@ def prepare_backends(campaign: Campaign, stage: Any) -> None:
 
 @contextlib.contextmanager
 def pinned_away(chosen: Plan) -> Iterator[None]:
-    """Keep the harness off the CPUs of the instances, where the host has CPUs to spare."""
+    """Keep harness and helpers off the CPUs of the instances, where the host has some to spare."""
     before = os.sched_getaffinity(0)
     widest = max(workload.limits.cpus for workload in chosen.workloads)
     free = spec.harness_cpus(spec.instance_cpus(widest)[0])

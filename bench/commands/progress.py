@@ -40,7 +40,7 @@ class LiveProgress:
     def stage(self, text: str) -> None:
         """A stage of preparation begins; it is overwritten by the next."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text, total=None)
+            self._bar.update(self._task, description=text, total=None, refresh=True)
 
     def begin(
         self, slot: Slot, workload: Workload, done: int, total: int, left_s: float | None
@@ -56,6 +56,7 @@ class LiveProgress:
                 completed=done,
                 total=total,
                 what=f"{slot.arm} · {workload.title}{failed}  {left}",
+                refresh=True,
             )
         elif slot.block != self._block:
             self._console.print(f"Block   {block}  {left}", soft_wrap=True)
@@ -99,6 +100,7 @@ def open_progress(plan: Plan, *, quiet: bool = False) -> Iterator[LiveProgress]:
         TextColumn("{task.fields[what]}"),
         console=console,
         transient=True,
+        auto_refresh=False,  # it draws from a thread of ours, ten times a second, in trials too
     )
     with bar:
         yield LiveProgress(plan, console, bar)
