@@ -7,6 +7,7 @@ agent's RUN record. Nothing here waits for the instance to be up.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import signal
@@ -166,10 +167,12 @@ class LauncherBackend(ABC):
 
     def launch(self, spec: InstanceSpec) -> LauncherInstance:
         """Start an instance and return without waiting for it to be up."""
-        self.check(spec)  # whether the port is free is our question, not part of the start
+        # Our questions and what `prepare` has done (or has to do again, after somebody killed
+        # the launcher) are not part of the start.
+        self.check(spec)
+        lower = self._lower(spec.image)
         timeline = Timeline()
         timeline.mark(Event.REQUESTED, time.monotonic_ns())
-        lower = self._lower(spec.image)
         with contextlib.ExitStack() as undo:
             cgroup = _cgroup(self.context.tag, spec) if spec.accounting else None
             if cgroup:
@@ -194,7 +197,7 @@ class LauncherBackend(ABC):
                 cgroup,
                 self.context.network if self.uses_bridge else None,
                 self.connect_host(spec),
-                _facts(lower, request, launched),
+                functools.partial(_facts, lower, request, launched),
             )
             undo.pop_all()
         return instance

@@ -48,7 +48,7 @@ class LauncherInstance:
         cgroup: Cgroup | None,
         network: RunNetwork | None,
         connect_host: str,
-        facts: dict[str, object],
+        facts: Callable[[], dict[str, object]],
     ) -> None:
         self.spec = spec
         self.timeline = timeline
@@ -221,7 +221,7 @@ class LauncherInstance:
 
     def describe(self) -> dict[str, object]:
         """How it was set up: mount path, join path, namespaces, and the launcher's steps."""
-        return dict(self._facts)
+        return self._facts()
 
     # -- ending ------------------------------------------------------------------------
 

@@ -96,7 +96,8 @@ def root_steps(lower: Lower, spec: InstanceSpec) -> tuple[Step, ...]:
     """A fresh writable layer over the image, and into it."""
     limits = spec.limits
     size = f"size={limits.writable_bytes},nr_inodes={limits.writable_inodes},mode=755"
-    layers = f"lowerdir={lower.folder},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work"
+    # xino=off, as in a guest: a file's inode number is the image's own, the same in every arm.
+    layers = f"lowerdir={lower.folder},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work,xino=off"
     return (
         steps.mount("tmpfs", SCRATCH, "tmpfs", MS_NODEV, size),
         steps.mkdir(f"{SCRATCH}/upper"),
