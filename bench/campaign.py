@@ -131,14 +131,14 @@ class Campaign:
     def read_by(self, arm: str, workload: Workload) -> list[Path]:
         """The files whose pages an arm reads: a VM the image file, the others files inside it.
 
-        Those of program, loader and libraries, as the receipt found them; what else a
-        workload reads was read in its untimed trial.
+        A VM's kernel and QEMU too; of the others' files program, loader and libraries, as the
+        receipt found them: what else a workload reads was read in its untimed trial.
         """
         image = self.images[workload.image]
-        root_of = getattr(self.backends[arm], "image_root", None)
-        if root_of is None:
-            return [image.path]
-        root = root_of(image)
+        backend: Any = self.backends[arm]
+        if hasattr(backend, "files_read"):
+            return list(backend.files_read(image))
+        root = backend.image_root(image)
         names = {
             line.rpartition(" ")[0]
             for item in self.run["receipts"]

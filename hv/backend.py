@@ -2,7 +2,8 @@
 
 A launch is: control group, tap and disks, domain XML, one request to the worker. Nothing
 here waits for the guest; the accelerator, the kernel and the size of the guest's RAM are
-settled before (`prepare`), once, by running something.
+settled before (`prepare`), once, by running something. A few lines over 400: a launch
+and what it rests on are read together.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.model import (
     Accelerator,
     Capability,
     Event,
+    Image,
     InstanceSpec,
     NetworkMode,
     Security,
@@ -160,6 +162,12 @@ class VmBackend:
             },
         )
 
+    def files_read(self, image: Image) -> list[Path]:
+        """What a start reads through the host's page cache: image, kernel, initramfs, QEMU."""
+        own = [] if self.direct else [image.path]
+        archives = [archive.path for archive in self._initramfs.values()]
+        return [*own, self.kernel.boot, *archives, self.emulator.qemu]
+
     def helpers(self) -> tuple[int, ...]:
         """The process id of the worker that holds libvirt, once it runs."""
         return () if self._connection is None else (self._connection.pid,)
@@ -197,7 +205,7 @@ class VmBackend:
         """
         self.check(spec)
         archive, size, verdict = self._archive(spec), self._size(spec), self.verdict
-        return self._launch(spec, archive, size, verdict, self._pairs(spec, archive))
+        return self._launch(spec, archive, size, verdict)
 
     def _launch(
         self,
@@ -205,13 +213,14 @@ class VmBackend:
         archive: Initramfs,
         size: memory.Size,
         verdict: Verdict,
-        pairs: list[tuple[str, str]] | None,
+        *,
+        whole: bool = True,
     ) -> VmInstance:
-        """Without `pairs` the guest boots to its agent and no further: no disk, no card."""
+        """Not `whole`, the guest boots to its agent and no further: no disk, no card, no RUN."""
         connection = self.connection
         with contextlib.ExitStack() as resources:
             disks: tuple[Disk, ...] = ()
-            if pairs is not None:
+            if whole:
                 # Writing a scratch disk is preparation, whichever arm it is for.
                 scratch = resources.enter_context(rootfs.scratch_disk(spec))
                 disks = (rootfs.image_disk(spec, direct=self.direct), *scratch)
@@ -222,7 +231,7 @@ class VmBackend:
             if spec.accounting:
                 cgroup = _cgroup(self.context.tag, spec)
                 resources.callback(cgroup.remove)
-            if pairs is not None:
+            if whole:
                 resources.enter_context(network.tap(self.context.network, spec))
             plan = DomainPlan(
                 name=domain_name(spec),
@@ -235,7 +244,7 @@ class VmBackend:
                 channel=files / f"{spec.id}.sock",
                 console=files / f"{spec.id}.console",
                 disks=disks,
-                nic=network.nic(spec) if pairs is not None else None,
+                nic=network.nic(spec) if whole else None,
                 machine=self.machine,
                 environment=self._environment(cgroup),
                 verbose_console=self.verbose_console,
@@ -244,6 +253,8 @@ class VmBackend:
             )
             xml = domain_xml(plan)
             link = connection.start(plan.name, xml, plan.channel)
+            # While libvirt works, as a container's is made while the launcher works.
+            pairs = self._pairs(spec, archive) if whole else None
             facts = self._facts(plan, size, verdict, connection, xml)
             return VmInstance(
                 spec,
@@ -332,8 +343,7 @@ class VmBackend:
         archive = self._archive(spec)
         deadline_ns = time.monotonic_ns() + int(MEASURE_LIMIT_S * 1e9)
         size = memory.Size(ram_bytes)
-        pairs = self._pairs(trial, archive)
-        with self._launch(trial, archive, size, self.verdict, pairs) as instance:
+        with self._launch(trial, archive, size, self.verdict) as instance:
             try:
                 if not instance.wait(Event.STARTED, deadline_ns):
                     return None
@@ -347,7 +357,7 @@ class VmBackend:
 
     def try_boot(self, verdict: Verdict) -> str:
         """Stage two of the probe: the real kernel to `init`; what went wrong, or ""."""
-        from bench.model import Image, ImageConfig, Limits
+        from bench.model import ImageConfig, Limits
 
         nothing = Image("none", "", Path("/"), 0, "", "amd64", ImageConfig(), "")
         spec = InstanceSpec(
@@ -361,7 +371,7 @@ class VmBackend:
         size = memory.Size(DEFAULT_RAM_BYTES)
         archive = self._archive(spec)
         deadline_ns = time.monotonic_ns() + int(BOOT_LIMIT_S * 1e9)
-        with self._launch(spec, archive, size, verdict, None) as instance:
+        with self._launch(spec, archive, size, verdict, whole=False) as instance:
             try:
                 if instance.wait(Event.INIT, deadline_ns):
                     return ""

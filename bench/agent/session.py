@@ -43,8 +43,9 @@ class AgentSession:
     Attributes:
         hello: the HELLO record, empty until it arrived.
         events: the agent's own stamps in ns, by name (``init``, ``mounted``, ``started``,
-            ``listening``, ``exited``; keys compare equal to ``Event``).
+            ``listening``, ``ended``, ``exited``; keys compare equal to ``Event``).
         received: host stamps of when the same arrived.
+        doubt: how much earlier an event that is looked for (``listening``) may have been, ns.
         exit: how the workload ended, None while it runs.
         receipt: what the agent reported; list keys hold lists.
         error: why the launch failed, None otherwise.
@@ -73,6 +74,7 @@ class AgentSession:
         self.hello: dict[str, str] = {}
         self.events: dict[str, int] = {}
         self.received: dict[str, int] = {}
+        self.doubt: dict[str, int] = {}
         self.exit: ExitStatus | None = None
         self.receipt: dict[str, object] = {}
         self.error: LaunchFailed | None = None
@@ -124,7 +126,8 @@ class AgentSession:
             return None
         if self._mapping is None:
             return self.received[event], 0
-        return self._mapping.host_ns(self.events[event]), self._mapping.error_ns
+        error_ns = self._mapping.error_ns + self.doubt.get(event, 0)
+        return self._mapping.host_ns(self.events[event]), error_ns
 
     # ---- sending ----
 
@@ -242,7 +245,9 @@ class AgentSession:
             self.hello = fields
             self._note("init", int(fields["monotonic_ns"]), now)
         elif kind == Frame.EVENT:
-            self._note(fields["name"], int(fields["monotonic_ns"]), now)
+            stamp = int(fields["monotonic_ns"])
+            self._note(fields["name"], stamp, now)
+            self.doubt.setdefault(fields["name"], stamp - int(fields.get("since_ns", stamp)))
         elif kind == Frame.EXIT:
             self.exit = ExitStatus(
                 code=int(fields["code"]) if "code" in fields else None,
