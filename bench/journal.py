@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -208,12 +208,17 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(wait: bool = False, run_dir: Path | None = None) -> Iterator[None]:
+def exclusive(
+    wait: bool = False,
+    run_dir: Path | None = None,
+    told: Callable[[str], None] = lambda first: None,
+) -> Iterator[None]:
     """Be the only comparison on this host: two at once would measure each other.
 
     Args:
         wait: queue behind the running one instead of failing.
         run_dir: named to whoever comes second.
+        told: called with who is first, when there is somebody to wait for.
 
     Raises:
         HostCannot: another one runs, and `wait` is off.
@@ -226,13 +231,16 @@ def exclusive(wait: bool = False, run_dir: Path | None = None) -> Iterator[None]
         raise oserror("open", root / "compare.lock", error) from error
     with os.fdopen(descriptor, "r+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             first = handle.read().strip() or "a process that has not said its name yet"
-            raise HostCannot(
-                f"another comparison is running: {first}",
-                "wait until it has ended, or queue behind it with --wait",
-            ) from None
+            if not wait:
+                raise HostCannot(
+                    f"another comparison is running: {first}",
+                    "wait until it has ended, or queue behind it with --wait",
+                ) from None
+            told(first)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         handle.seek(0)
         handle.truncate()
         handle.write(f"process {os.getpid()}, {run_dir.absolute() if run_dir else 'no folder'}")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -21,10 +22,10 @@ from bench.cleanup import clean_dead
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
 from bench.context import RunContext
-from bench.errors import BadInput, HostCannot, HvctError, Refused
+from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
-from bench.model import Capability, Image, NetworkMode, Workload
+from bench.model import Capability, Image, NetworkMode, Outcome, Workload
 from bench.pagecache import SharedCache
 from bench.plan import FAIRNESS, Plan
 from bench.stats.planning import QUICK_BLOCKS, check_reachable
@@ -39,8 +40,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return print_plan(chosen, directory, options)
     need_root()
-    clean_dead()
-    with journal.exclusive(options.wait, directory):
+    with alone(options.wait, directory):
         run = describe_run(chosen, directory)
         run_store = store.RunStore.create(directory)
         with kept_if_begun(run_store):
@@ -53,14 +53,15 @@ def resume(options: argparse.Namespace) -> int:
     stored = store.load(options.run)
     chosen = plan_file.from_run(stored.run["plan"])
     need_root()
-    clean_dead()
     changed = host.same_host(stored.run.get("host", {}), host.fingerprint())
+    if stored.run.get("hvct_version") != VERSION:
+        changed = [f"hvct {stored.run.get('hvct_version')} began it, this is {VERSION}", *changed]
     if changed:
         raise BadInput(
             f"this is not the host, or not the state, the run began on: {'; '.join(changed[:3])}",
             "start a new run; several runs are compared with hvct report RUN RUN",
         )
-    with journal.exclusive(options.wait, options.run):
+    with alone(options.wait, options.run):
         return measure(chosen, stored.run, store.RunStore(stored.directory), options)
 
 
@@ -126,6 +127,18 @@ def headline(chosen: Plan) -> str:
         f"{len(chosen.arms)} arms × {len(chosen.workloads)} workloads × {chosen.blocks} blocks"
         f" · seed {chosen.seed}"
     )
+
+
+@contextlib.contextmanager
+def alone(wait: bool, directory: Path) -> Iterator[None]:
+    """Be the only comparison here, with nothing left of those that died."""
+
+    def told(first: str) -> None:
+        print(f"Waiting for another comparison to end: {first}", file=sys.stderr)
+
+    with journal.exclusive(wait, directory, told):
+        clean_dead()  # only now: the one we waited for may have died
+        yield
 
 
 @contextlib.contextmanager
@@ -231,13 +244,9 @@ def measure(
                     )
                     campaign.execute()
                     estimate.save(campaign.durations)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             progress.close()
-            print(
-                f"\nInterrupted. Go on with: hvct resume {shlex.quote(str(directory))}",
-                file=sys.stderr,
-            )
-            return 130
+            return interrupted(interrupt, f"go on with: hvct resume {shlex.quote(str(directory))}")
         run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         run_store.write_run(run)
     return finish(directory, options)
@@ -336,14 +345,42 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
     """Summary on the terminal, report in the run directory, exit code from the outcomes."""
     from bench.commands import report
 
-    if options.json:
-        report.print_json(directory)
-    elif not options.no_report:
-        report.write_and_show(directory)
-    trials = store.load(directory).trials
-    if trials and all(trial["outcome"] != "ok" for trial in trials):
-        raise HvctError(
-            f"every trial failed; the first said: {trials[0]['error']}",
-            f"hvct show {shlex.quote(str(directory))} and the files in its logs folder",
+    try:
+        if options.json:
+            report.print_json(directory)
+        elif not options.no_report:
+            report.write_and_show(directory)
+    except KeyboardInterrupt as interrupt:
+        return interrupted(
+            interrupt, f"all is measured; write it with: hvct report {shlex.quote(str(directory))}"
         )
-    return 1 if any(trial["outcome"] in ("failed", "timeout") for trial in trials) else 0
+    raise_failures(store.load(directory).trials, directory)
+    return 0
+
+
+def interrupted(interrupt: KeyboardInterrupt, advice: str) -> int:
+    """Say what to do after an interrupt; what a shell expects as exit status."""
+    number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+    print(f"\nhvct: interrupted\n      {advice}", file=sys.stderr)
+    return 128 + number
+
+
+def raise_failures(trials: list[dict[str, Any]], directory: Path) -> None:
+    """Say how many trials did not end well, and why the first of them did not.
+
+    Raises:
+        HvctError: the measured thing failed, at least once.
+        HostCannot: it did not, but this host had to decline trials.
+    """
+    bad = [trial for trial in trials if trial["outcome"] != Outcome.OK]
+    if not bad:
+        return
+    serious = [trial for trial in bad if trial["outcome"] != Outcome.REFUSED]
+    first = (serious or bad)[0]
+    count = "all" if len(bad) == len(trials) else f"{len(bad)} of"
+    message = (
+        f"{count} {len(trials)} trials did not end well;"
+        f" {first['arm']} · {first['workload']} {first['outcome']}: {first['error']}"
+    )
+    hint = f"hvct show {shlex.quote(str(directory))}, and the files in its logs folder"
+    raise HvctError(message, hint) if serious else HostCannot(message, hint)
