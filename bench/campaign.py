@@ -17,7 +17,8 @@ from bench import schedule, spec, store
 from bench.backend import Backend
 from bench.context import RunContext
 from bench.disturbances import wait_quiet
-from bench.errors import HvctError
+from bench.errors import BadInput, HvctError
+from bench.identity import FieldClass, differences
 from bench.model import Image, InstanceSpec, Outcome, ReceiptLevel, Trial, Workload
 from bench.pagecache import SharedCache, inside
 from bench.plan import Plan
@@ -88,8 +89,10 @@ class Campaign:
             KeyboardInterrupt: after the current instance was released; the run can be resumed.
             HvctError: the run directory could not be written.
         """
-        self.take_receipts()
         slots = self.remaining()
+        if not slots:
+            return
+        self.take_receipts()
         done_before = self.total() - len(slots)
         attempts = store.attempts(self.run_store.directory)
         for index, slot in enumerate(slots):
@@ -123,7 +126,10 @@ class Campaign:
         fraction = self.shared_cache.ensure_warm(self.read_by(slot.arm, workload))
         log_dir = self.run_store.directory / "logs"
         wanted = self.make_spec(workload)
-        trial = run_trial(self.backends[slot.arm], slot, workload, wanted, log_dir, attempt)
+        others = settled.get("settle_other_cpus", 0.0)
+        trial = run_trial(
+            self.backends[slot.arm], slot, workload, wanted, log_dir, attempt, idle_cpus=others
+        )
         trial.disturbances |= settled
         trial.disturbances["image_resident"] = fraction
         return trial
@@ -149,17 +155,23 @@ class Campaign:
         return [path for path in paths if path.is_file()]
 
     def take_receipts(self) -> None:
-        """One untimed trial per arm and workload: content digests, and the warm-up."""
-        receipts: list[dict[str, Any]] = list(self.run.get("receipts", []))
-        held = {(item["arm"], item["workload"]) for item in receipts}
+        """One untimed trial per arm and workload: content digests, and the warm-up.
+
+        Anew when a run is resumed: nothing is warm then, and what runs may have changed.
+
+        Raises:
+            BadInput: it has, since the run began.
+        """
+        receipts: list[dict[str, Any]] = []
+        known = {
+            (item["arm"], item["workload"]): item["receipt"] for item in self.run["receipts"]
+        }
         descriptions = dict(self.run.get("descriptions", {}))
         # The arm that starts quickest lists the files, for all.
         arms = sorted(self.plan.arms, key=lambda arm: arm.startswith("vm"))
         for workload in self.plan.workloads:
             libraries: list[str] | None = None
             for arm in arms:
-                if (arm, workload.name) in held:
-                    continue
                 self.progress.stage(f"identity receipt: {arm} · {workload.title}")
                 began = time.monotonic()
                 item: dict[str, Any] = {"arm": arm, "workload": workload.name, "receipt": {}}
@@ -175,6 +187,10 @@ class Campaign:
                 except HvctError as error:
                     # The measured trials will end the same way, and are counted there.
                     item["error"] = error.message
+                before = known.get((arm, workload.name), {})
+                if before and item["receipt"]:
+                    _check_unchanged(before, store.jsonable(item["receipt"]), arm, workload)
+                item["receipt"] = item["receipt"] or before
                 receipts.append(item)
                 self.durations.note(arm, workload.name, time.monotonic() - began)
         self.run["receipts"] = store.jsonable(receipts)
@@ -188,6 +204,19 @@ class Campaign:
         self._number += 1
         image = self.images[workload.image]
         return spec.make(workload, image, self.context, self._number, receipt=receipt)
+
+
+def _check_unchanged(
+    before: dict[str, Any], now: dict[str, Any], arm: str, workload: Workload
+) -> None:
+    """Compare an arm with itself before and after a run was interrupted."""
+    for difference in differences(before, now, (arm, arm), workload.security.value):
+        if difference.name != "pid" and difference.field_class is not FieldClass.INFORMATIONAL:
+            raise BadInput(
+                f"{arm} of {workload.name} is not what it was when the run began: "
+                f"{difference.name} was {difference.first}, is {difference.second}",
+                "start a new run",
+            )
 
 
 def outcome_counts(trials: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import arms as arms_module
 from bench.errors import BadInput
 from bench.metrics import table
-from bench.model import NetworkMode, ReadyKind, Workload
+from bench.model import MemoryBasis, NetworkMode, ReadyKind, Security, Workload
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
 
 FAIRNESS = {
-    "cpu": "the whole instance, VMM threads included, is pinned to the same host CPUs in every arm",
-    "memory": "basis 'usable' for work (the guest gets its measured reserve on top), swap off",
-    "page_cache": "warm: the image is fully resident on the host before each trial",
-    "network": "layer 2 bridge, no address translation, permanent neighbour entries",
+    "cpu": "the whole instance, VMM threads included, is pinned to the same host CPUs in every "
+    "arm; harness, launcher, libvirt and probes run elsewhere where the host has CPUs to spare",
+    "memory": "basis 'usable' (the guest gets its measured reserve on top), no swap",
+    "page_cache": "warm on the host before each trial, checked by residency: a VM's image file, "
+    "kernel and QEMU; the others' program, loader and libraries. A guest's own cache starts empty",
+    "network": "layer 2 bridge, no address translation, permanent neighbour entries; a bare "
+    "process has the host's own network",
     "writable_layer": "tmpfs of the same size and number of inodes in every arm",
     "security": "container-native: the container's confinement is a declared difference",
-    "output": "standard output is kept inside and shipped after the measured window",
-    "readiness": "a fresh connection every 1 ms from started, from the host, in every arm",
-    "join": "the cgroup is joined at launch in every arm; nothing is pre-provisioned",
+    "output": "kept inside in memory, shipped after the work's counters were read; streamed only "
+    "where a line of it means ready",
+    "readiness": "from started, from the host, by one rule in every arm: a fresh connection every "
+    "1 ms, later every 0.5 % of the time since the request, at most every 20 ms",
+    "join": "the cgroup is made and joined at launch in every arm; launcher, libvirt's worker, "
+    "mounted image and unpacked guest kernel are there before",
     "order": "Williams-balanced positions and predecessors in random complete blocks",
     "gap": "250 ms after network_released, then until the host is quiet, at most 2 s",
-    "kernel": "the guest runs its own kernel, mitigations at their defaults on both sides",
+    "kernel": "the guest runs its own kernel with a command line for a short boot (shown with the "
+    "receipts), mitigations at their defaults on both sides",
 }
-"""The rules of DESIGN's "fair by rule" in force; changing one makes another arm."""
+"""The rules of DESIGN's "fair by rule" by default; changing one makes another arm."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,23 @@ class Plan:
     def workload(self, name: str) -> Workload:
         """The workload of this name."""
         return next(workload for workload in self.workloads if workload.name == name)
+
+    def fairness(self) -> dict[str, str]:
+        """The rules in force: the defaults, and what this plan has instead."""
+        rules = dict(FAIRNESS)
+        nominal = _named(w for w in self.workloads if w.limits.memory_basis is MemoryBasis.NOMINAL)
+        same = _named(w for w in self.workloads if w.security is Security.SAME)
+        if nominal:
+            rules["memory"] += f"; for {nominal} 'nominal': guest RAM is the limit itself"
+        if same:
+            rules["security"] += f"; for {same} 'same': one confinement, by the agent, in every arm"
+        if "vm:direct" in self.arms:
+            rules["page_cache"] += "; vm:direct reads its image past the host's cache"
+        return rules
+
+
+def _named(workloads: Iterable[Workload]) -> str:
+    return ", ".join(workload.name for workload in workloads)
 
 
 def quick(

@@ -27,7 +27,7 @@ from bench.image import store as image_store
 from bench.metrics import table
 from bench.model import Capability, Image, NetworkMode, Outcome, Workload
 from bench.pagecache import SharedCache
-from bench.plan import FAIRNESS, Plan
+from bench.plan import Plan
 from bench.stats.planning import QUICK_BLOCKS, check_reachable
 from bench.version import VERSION
 
@@ -190,7 +190,7 @@ def describe_run(chosen: Plan, directory: Path) -> dict[str, Any]:
             **store.jsonable(chosen),
             "pairs": arms.pairs(chosen.arms),
             "baseline": arms.BASELINE if arms.BASELINE in chosen.arms else chosen.arms[-1],
-            "fairness": FAIRNESS,
+            "fairness": chosen.fairness(),
         },
         "metrics": store.jsonable(table(chosen.workloads)),
         "host": host.fingerprint(),
