@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.numbers import RATIO_UNIT
-from reports.drawing import BAND, INK, PAPER, canvas, log_axis, style
+from reports.drawing import BAND, INK, PAPER, canvas, log_axis, style, widest_in
 from reports.model import Comparison, RunReport
 
 FOREST_METRICS = ("startup_ready", "run_wall", "work_per_cpu_second")
@@ -37,11 +37,13 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
             panels.append((label, rows))
     if not panels:
         return None
-    heights = [len(rows) + 1.6 for _, rows in panels]
+    every = [row for _, rows in panels for row in rows]
     figure, grid = canvas(
-        0.135 * sum(heights) + 0.42 * len(panels), len(panels), 1, height_ratios=heights
+        [0.15 * len(rows) + 0.05 for _, rows in panels],
+        left_in=widest_in([_label(row) for row in every], 7.5),
+        right_in=widest_in([row.effect.text for row in every if row.effect], 7.0) + 0.05,
     )
-    for axes, (label, rows) in zip(grid[:, 0], panels, strict=True):
+    for (axes,), (label, rows) in zip(grid, panels, strict=True):
         _forest_panel(run, axes, label, rows)
     return (
         figure,
@@ -52,6 +54,10 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
         "Filled markers are judged, hollow ones are described only (emulated, or outside the "
         "primary family). ★ marks the primary family.",
     )
+
+
+def _label(row: Comparison) -> str:
+    return f"{'★ ' if row.primary else ''}{row.title}"
 
 
 def _forest_panel(run: RunReport, axes: Axes, label: str, rows: Sequence[Comparison]) -> None:
@@ -96,7 +102,7 @@ def _forest_panel(run: RunReport, axes: Axes, label: str, rows: Sequence[Compari
             fontsize=7,
         )
     axes.axvline(1.0, color=INK, lw=0.7, zorder=1)
-    axes.set_yticks(range(len(rows)), [f"{'★ ' if row.primary else ''}{row.title}" for row in rows])
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -115,8 +121,13 @@ def efficiency(run: RunReport) -> tuple[Figure, str, str] | None:
     if not groups:
         return None
     names = list(groups)[:6]
-    figure, grid = canvas((0.2 * len(run.arms) + 0.7) * len(names), len(names), 1)
-    for axes, name in zip(grid[:, 0], names, strict=True):
+    figure, grid = canvas(
+        [0.19 * len(run.arms)] * len(names),
+        left_in=widest_in([arm.label for arm in run.arms], 7.5),
+        right_in=0.9,
+        below_in=0.36,
+    )
+    for (axes,), name in zip(grid, names, strict=True):
         unit = ""
         for y, item in enumerate(groups[name]):
             drawn = style(run, item.arm)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.numbers import format_value
-from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style
+from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style, widest_in
 from reports.model import RunReport
 
 CHARGED = (
@@ -41,9 +41,12 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
     lines = 1 + len(DEFINITIONS)
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    height = (0.15 * len(run.arms) + 0.2) * lines + 0.5
-    figure, grid = canvas(height * rows, rows, columns)
-    for place, axes in enumerate(grid.flat):
+    figure, grid = canvas(
+        [(0.15 * len(run.arms) + 0.19) * lines] * rows,
+        columns,
+        left_in=widest_in([arm.label for arm in run.arms], 6.5),
+    )
+    for place, axes in enumerate(axes for row in grid for axes in row):
         if place >= len(shown):
             axes.set_visible(False)
             continue

@@ -6,7 +6,7 @@ import math
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from reports.drawing import (
     FAINT,
@@ -17,9 +17,11 @@ from reports.drawing import (
     arm_keys,
     canvas,
     distributions,
+    legend,
     log_axis,
     quantity,
     style,
+    widest_in,
 )
 from reports.model import Phase, RunReport
 
@@ -36,12 +38,12 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
         return None
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas(1.5 * rows + 0.25, rows, columns, sharey=True)
+    figure, grid = canvas([1.0] * rows, columns, left_in=0.42, above_in=0.22)
     every = [v for _, curves in panels for c in curves for v in c.values if v > 0]
     low, high = (min(every), max(every)) if every else (1e-3, 1.0)
     spread = max(math.log10(high / low), 0.3)
     low, high = low / 10 ** (0.05 * spread), high * 10 ** (0.1 * spread)
-    for place, axes in enumerate(grid.flat):
+    for place, axes in enumerate(axes for row in grid for axes in row):
         if place >= len(panels):
             axes.set_visible(False)
             continue
@@ -66,8 +68,9 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
         axes.set_title(workload.title)
         if place % columns == 0:
             axes.set_ylabel("share of trials")
-    figure.legend(handles=arm_keys(run), loc="outside upper right",
-                  ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
+        else:
+            axes.tick_params(labelleft=False)
+    legend(figure, arm_keys(run))
     return (
         figure,
         "Start-up to ready: every trial",
@@ -84,9 +87,12 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
         return None
     events = _events(run)
     names = [w for w in run.workloads if any(p.workload == w.name for p in run.phases)][:10]
-    height = 0.17 * len(names) + 0.5
-    figure, grid = canvas(height * len(arms) + 0.35, len(arms), 1)
-    for axes, arm in zip(grid[:, 0], arms, strict=True):
+    figure, grid = canvas(
+        [0.18 * len(names)] * len(arms),
+        left_in=widest_in([workload.title for workload in names], 7.5),
+        above_in=0.2,
+    )
+    for (axes,), arm in zip(grid, arms, strict=True):
         longest = max(p.at_s for p in run.phases if p.arm == arm.name)
         for y, workload in enumerate(names):
             parts: list[tuple[float, Phase, int]] = []
@@ -121,8 +127,7 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
               label=f"→ {event}")
         for n, event in enumerate(events)
     ]  # fmt: skip
-    figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), frameon=False,
-                  fontsize=7, handlelength=1.6, columnspacing=1.0)  # fmt: skip
+    legend(figure, keys)
     return (
         figure,
         "Where start-up time goes",
@@ -149,8 +154,10 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
         return None
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas(1.15 * rows + 0.25, rows, columns, sharex=True)
-    for place, axes in enumerate(grid.flat):
+    figure, grid = canvas(
+        [0.72] * rows, columns, left_in=0.48, above_in=0.22, gap_in=0.55, below_in=0.3
+    )
+    for place, axes in enumerate(axes for row in grid for axes in row):
         if place >= len(panels):
             axes.set_visible(False)
             continue
@@ -171,16 +178,13 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
         axes.set_ylim(1 / (reach * 1.05), reach * 1.05)
         ticks = [1 / reach, 1.0, reach]
         axes.set_yticks(ticks, [f"{tick:.2f}×" for tick in ticks])
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_minor_locator(LogLocator(subs=()))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.axhline(1.0, color=INK, lw=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(workload.title)
         if place >= len(panels) - columns:
             axes.set_xlabel("block")
-            axes.tick_params(labelbottom=True)
-    figure.legend(handles=arm_keys(run), loc="outside upper right",
-                  ncols=len(run.arms), frameon=False, fontsize=7.5)  # fmt: skip
+    legend(figure, arm_keys(run))
     return (
         figure,
         "Start-up over the run",

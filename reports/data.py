@@ -6,12 +6,10 @@ everything that is used is checked here and nothing is checked again later.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,37 +68,22 @@ def read(directory: Path) -> Run:
     Raises:
         BadInput: it is no run directory, or something in it cannot be what hvct wrote.
     """
-    with _uncollected():
-        stored = load(directory)
-        try:
-            record = _checked_record(stored.run)
-            frames = _frames(record, stored.trials)
-            pairs, identity = _identity(record, stored.trials)
-        except _Wrong as wrong:
-            raise BadInput(f"{directory}: {wrong}", HINT) from wrong
-        excluded, damaged = len(stored.excluded), stored.damaged_lines
-        del stored
+    stored = load(directory)
+    try:
+        record = _checked_record(stored.run)
+        frames = _frames(record, stored.trials)
+        pairs, identity = _identity(record, stored.trials)
+    except _Wrong as wrong:
+        raise BadInput(f"{directory}: {wrong}", HINT) from wrong
     return Run(
         record=record,
         **frames,
         pairs=pairs,
         identity=identity,
-        excluded=excluded,
-        damaged_lines=damaged,
+        excluded=len(stored.excluded),
+        damaged_lines=stored.damaged_lines,
         digests={name: _digest(directory / name) for name in (RUN_FILE, TRIALS_FILE)},
     )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic collector, which would walk millions of fresh dicts again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class _Wrong(Exception):

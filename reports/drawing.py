@@ -10,19 +10,21 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
     LogLocator,
     MaxNLocator,
     MultipleLocator,
-    NullFormatter,
     NullLocator,
 )
 
@@ -35,6 +37,7 @@ GRID = "#dfe3e8"
 PAPER = "#fefefe"
 BAND = "#e9edf2"
 WIDTH_IN = 7.0
+TITLE_IN = 0.22
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ SETTINGS: Any = {
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.labelpad": 2.0,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": FAINT,
     "axes.linewidth": 0.6,
@@ -119,11 +124,64 @@ def style(run: RunReport, arm: str) -> Style:
     return STYLES[run.arm(arm).style % len(STYLES)]
 
 
-def canvas(height_in: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
-    """A figure as wide as the page with its grid of axes."""
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+def canvas(
+    heights_in: Sequence[float],
+    columns: int = 1,
+    *,
+    left_in: float,
+    right_in: float = 0.1,
+    below_in: float = 0.24,
+    above_in: float = 0.0,
+    gap_in: float = 0.25,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure as wide as the page and its grid of axes, everything placed in inches.
+
+    An automatic layout would draw every figure twice.
+
+    Args:
+        heights_in: of each row's axes; a title is added above, `below_in` for labels below.
+        left_in, right_in: for the labels left and right of the grid.
+        above_in: for a legend at the top.
+        gap_in: between columns.
+    """
+    height_in = above_in + sum(TITLE_IN + height + below_in for height in heights_in)
+    width_in = (WIDTH_IN - left_in - right_in - gap_in * (columns - 1)) / columns
+    figure = Figure(figsize=(WIDTH_IN, height_in))
+    grid = []
+    top_in = height_in - above_in
+    for row_in in heights_in:
+        bottom_in = top_in - TITLE_IN - row_in
+        lefts_in = [left_in + column * (width_in + gap_in) for column in range(columns)]
+        grid.append(
+            [
+                figure.add_axes(
+                    (
+                        x_in / WIDTH_IN,
+                        bottom_in / height_in,
+                        width_in / WIDTH_IN,
+                        row_in / height_in,
+                    )
+                )
+                for x_in in lefts_in
+            ]
+        )
+        top_in = bottom_in - below_in
+    return figure, grid
+
+
+def legend(figure: Figure, keys: Sequence[Any]) -> None:
+    """The legend, in one line at the top right."""
+    figure.legend(
+        handles=keys, loc="upper right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1,
+        ncols=len(keys), frameon=False, fontsize=7.2, handlelength=2.4, columnspacing=1.2,
+    )  # fmt: skip
+
+
+def widest_in(texts: Iterable[str], size_pt: float) -> float:
+    """Inches that the longest of these texts takes."""
+    font = FontProperties(family="DejaVu Sans", size=size_pt)
+    widths = [text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts]
+    return float(max(widths, default=0.0)) / 72 + 0.1
 
 
 def log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = False) -> None:
@@ -138,9 +196,8 @@ def log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = F
     else:
         ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
         axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
-        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())  # dozens of little ticks say nothing
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, unit)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def bytes_axis(axes: Axes, high: float) -> None:

@@ -65,6 +65,8 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
     metrics = {metric.name: metric for run in data.runs for metric in run.metrics}
     sheets = ["report.css", "print.css" if for_print else "screen.css"]
     first = data.runs[0]
+    contents = _contents(runs)
+    half = (len(contents) + 1) // 2
     return {
         "title": data.title,
         "version": first.version,
@@ -73,7 +75,8 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "style": "\n".join(_template(name) for name in sheets),
         "script": _template("interactive.js.j2"),
         "runs": runs,
-        "contents": _contents(runs),
+        "contents": contents,
+        "halves": (contents[:half], contents[half:]),
         "method": data.method,
         "glossary": data.glossary,
         "metrics": list(metrics.values()),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +54,11 @@ def build(
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"there is no format {name!r}", f"choose from {', '.join(FORMATS)}")
+    with _uncollected():
+        return _build(run_dirs, formats, into)
+
+
+def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) -> dict[str, Path]:
     runs = _read(run_dirs)
     folder = into or _folder(run_dirs, runs)
     try:
@@ -72,7 +79,8 @@ def as_json(run_dirs: Sequence[Path]) -> str:
     Raises:
         BadInput: see `build`.
     """
-    return export.as_json(_data(_read(run_dirs)))
+    with _uncollected():
+        return export.as_json(_data(_read(run_dirs)))
 
 
 def summary(run_dir: Path) -> RenderableType:
@@ -84,6 +92,21 @@ def summary(run_dir: Path) -> RenderableType:
     from reports import terminal
 
     return terminal.summary(_data(_read([run_dir])).runs[0])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic collector: it would walk millions of live objects again and again.
+
+    That is a fifth of a quick report's time, and a third of a large one's.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _read(run_dirs: Sequence[Path]) -> list[Run]:

@@ -278,9 +278,10 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
     interval = ""
     if level is not None and level.low is not None and level.value > resolution:
-        # With its own unit: it may be another one than the median's.
         whole = format_estimate(level.value, level.low, level.high, unit)
         interval = "".join(re.findall(r"[\[(].*", whole)[:1])
+        # Its unit is said only where it is another one than the median's.
+        interval = interval.removesuffix(" " + shown(level.value).partition(" ")[2])
     return Summary(
         metric=group.metric,
         workload=group.workload,
