@@ -6,6 +6,7 @@ the built-in quick suite, or from a file through `bench.plan_file`.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 
 from bench import arms as arms_module
 from bench.errors import BadInput
-from bench.metrics import table
-from bench.model import MemoryBasis, NetworkMode, ReadyKind, Security, Workload
+from bench.metrics import METRICS, table
+from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
 
 FAIRNESS = {
@@ -39,6 +40,10 @@ FAIRNESS = {
     "receipts), mitigations at their defaults on both sides",
 }
 """The rules of DESIGN's "fair by rule" by default; changing one makes another arm."""
+
+
+LEAST_CPUS = 0.01
+"""The kernel takes no smaller quota: 1 ms of every 100 ms."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,16 @@ def check(plan: Plan) -> Plan:
             raise BadInput(f"workload {name!r} is there twice", "give each workload its own name")
     for workload in plan.workloads:
         _check_workload(workload)
+    _check_metrics(plan.workloads)
     known = table(plan.workloads)
     for metric in (*plan.margins, *(metric for metric, _ in plan.primary)):
         if metric not in known:
             raise BadInput(f"there is no metric {metric!r}", f"choose from {', '.join(known)}")
-    for _, name in plan.primary:
+    for metric, name in plan.primary:
+        if plan.primary.count((metric, name)) > 1:
+            raise BadInput(
+                f"the primary family names {metric} of {name!r} twice", "name each metric once"
+            )
         if name not in names:
             raise BadInput(
                 f"the primary family names an unknown workload {name!r}",
@@ -155,8 +165,32 @@ def check(plan: Plan) -> Plan:
     return plan
 
 
+def _check_metrics(workloads: Sequence[Workload]) -> None:
+    """A metric's name means one thing in a run."""
+    seen: dict[str, MetricRule] = {}
+    for workload in workloads:
+        own = [rule.name for rule in workload.metrics]
+        for rule in workload.metrics:
+            where = f"workload {workload.name!r}: metric {rule.name}"
+            first = seen.setdefault(rule.name, rule)
+            if rule.name in METRICS or own.count(rule.name) > 1:
+                raise BadInput(f"{where} is there already", "give it a name of its own")
+            if (rule.unit, rule.scale, rule.better) != (first.unit, first.scale, first.better):
+                raise BadInput(
+                    f"{where} has another unit, scale or direction than elsewhere in the plan",
+                    "give it a name of its own",
+                )
+
+
 def _check_workload(workload: Workload) -> None:
     where = f"workload {workload.name!r}"
+    if not math.isfinite(workload.limits.cpus) or workload.limits.cpus < LEAST_CPUS:
+        raise BadInput(
+            f"{where}: {workload.limits.cpus:g} is no number of CPUs",
+            f"it is at least {LEAST_CPUS:g}",
+        )
+    if workload.argv is not None and not (workload.argv and workload.argv[0]):
+        raise BadInput(f"{where}: its argv names no program", 'e.g. argv = ["sh", "-c", "true"]')
     ready = workload.ready
     if workload.until == "ready" and ready.kind is ReadyKind.STARTED:
         raise BadInput(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from bench import arms as arms_module
 from bench.errors import BadInput
@@ -23,7 +25,7 @@ from bench.model import (
     Security,
     Workload,
 )
-from bench.plan import Plan, check, default_primary, new_seed
+from bench.plan import LEAST_CPUS, Plan, check, default_primary, new_seed
 from bench.sizes import parse_size
 from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
@@ -33,22 +35,28 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 
+# Numbers are strict: neither "12" nor true is one.
+Count = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+    # Not strict as a whole: an enum's value comes as a string.
+    model_config = ConfigDict(extra="forbid", strict=False, frozen=True, allow_inf_nan=False)
 
 
 class _Limits(_Strict):
-    cpus: float = Field(1.0, gt=0, le=1024)
+    cpus: Number = Field(1.0, ge=LEAST_CPUS, le=1024)
     memory: Size = 512 << 20
     memory_basis: MemoryBasis = MemoryBasis.USABLE
-    pids: int = Field(1024, ge=8, le=4_000_000)
+    pids: Count = Field(1024, ge=8, le=4_000_000)
     writable: Size = 256 << 20
     shm: Size = 64 << 20
 
 
 class _Ready(_Strict):
     kind: ReadyKind
-    port: int = Field(0, ge=0, le=65535)
+    port: Count = Field(0, ge=0, le=65535)
     path: str = "/"
     send: str = ""
     expect: str = ""
@@ -63,7 +71,7 @@ class _Metric(_Strict):
     source: Literal["stdout", "stderr"] = "stdout"
     regex: str = ""
     pointer: str = ""
-    margin: float | None = Field(None, gt=0)
+    margin: Number | None = Field(None, gt=0)
 
 
 class _Workload(_Strict):
@@ -76,14 +84,14 @@ class _Workload(_Strict):
     workdir: str | None = None
     until: Literal["exit", "ready"] = "exit"
     ready: _Ready | None = None
-    hold_s: float = Field(0.0, ge=0, le=3600)
-    timeout_s: float = Field(60.0, gt=0, le=86400)
-    expect_status: int = Field(0, ge=0, le=255)
+    hold_s: Number = Field(0.0, ge=0, le=3600)
+    timeout_s: Number = Field(60.0, gt=0, le=86400)
+    expect_status: Count = Field(0, ge=0, le=255)
     network: Literal["none", "bridge"] = "none"
     security: Security = Security.CONTAINER_NATIVE
     limits: _Limits = _Limits()
     metric: list[_Metric] = []
-    work_units: float = Field(0.0, ge=0)
+    work_units: Number = Field(0.0, ge=0)
     work_unit_name: str = "work"
 
 
@@ -95,11 +103,11 @@ class _Primary(_Strict):
 class _PlanFile(_Strict):
     name: Name = "plan"
     arms: list[str] = list(arms_module.DEFAULT_ARMS)
-    blocks: int = Field(DEFAULT_BLOCKS, ge=2, le=1000)
-    seed: int | None = Field(None, ge=0)
+    blocks: Count = Field(DEFAULT_BLOCKS, ge=2, le=1000)
+    seed: Count | None = Field(None, ge=0)
     workload: list[_Workload] = Field(min_length=1)
     primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
-    margins: dict[str, Annotated[float, Field(gt=0)]] = {}
+    margins: dict[str, Annotated[Number, Field(gt=0)]] = {}
 
 
 def from_toml(path: Path, *, seed: int | None = None) -> Plan:
@@ -111,9 +119,11 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
     """
     hint = "docs/plan.md describes every key; hvct compare --dry-run checks a plan"
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
+        with path.open("rb") as file:  # a device may be endless
+            text = file.read(MAX_PLAN_BYTES + 1)
+        if len(text) > MAX_PLAN_BYTES:
             raise BadInput(f"{path} is larger than 1 MiB", "a plan is a short file; " + hint)
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(text.decode("utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -124,7 +134,7 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the plan"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise BadInput(f"{path}: {place}: {first['msg']}{more}", hint) from error
+        raise BadInput(f"{path}: {place}: {_said(first)}{more}", hint) from error
     workloads = tuple(_workload(item) for item in parsed.workload)
     rule_margins = {
         rule.name: rule.margin for item in parsed.workload for rule in item.metric if rule.margin
@@ -141,6 +151,16 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             margins={**rule_margins, **parsed.margins},
         )
     )
+
+
+def _said(error: ErrorDetails) -> str:
+    """Pydantic's words, but for those that speak of Python."""
+    if error["type"] == "extra_forbidden":
+        models = (_PlanFile, _Workload, _Limits, _Ready, _Metric, _Primary)
+        known = [name for model in models for name in model.model_fields]
+        near = get_close_matches(str(error["loc"][-1]), known, 1)
+        return "there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _workload(item: _Workload) -> Workload:
