@@ -21,6 +21,7 @@ from bench.model import (
     ReceiptLevel,
     Workload,
 )
+from bench.plan import LEAST_CPUS
 from bench.readiness import OUTPUT_KINDS
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -32,9 +33,11 @@ def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
     The last CPUs of those we may use, so that the first stay for harness and probes.
 
     Raises:
-        BadInput: the host has fewer.
+        BadInput: it is no number of CPUs, or the host has fewer.
     """
     usable = sorted(os.sched_getaffinity(0) | set(_all_online()))
+    if not (math.isfinite(cpus) and cpus >= LEAST_CPUS):
+        raise BadInput(f"{cpus:g} is no number of CPUs", f"it is at least {LEAST_CPUS:g}")
     count = math.ceil(cpus)
     if count > len(usable):
         raise BadInput(
