@@ -98,7 +98,7 @@ class Instance(Protocol):
 
     @property
     def stdin_pending(self) -> int:
-        """Bytes passed to `send_stdin` that have not left yet: feed no more while there are many."""
+        """Bytes passed to `send_stdin` that have not left yet: while many, feed no more."""
         ...
 
     def resize(self, rows: int, columns: int) -> None:

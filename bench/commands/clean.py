@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bench.cleanup import clean
-from bench.commands.compare import need_root
+from bench.commands.rights import need_root
 
 
 def main(options: argparse.Namespace) -> int:

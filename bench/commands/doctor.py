@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
-from bench.commands.compare import need_root
+from bench.commands.rights import need_root
 from bench.doctor import examine
 from bench.errors import HvctError
 from bench.model import Capability

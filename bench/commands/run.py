@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import select
 import signal
-import struct
 import sys
 import tempfile
-import termios
 import time
-import tty
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,35 +18,30 @@ from typing import Any
 from bench import arms, journal, registry, spec, store
 from bench.backend import Instance
 from bench.cleanup import clean_dead
-from bench.commands.compare import need_root
-from bench.errors import BadInput, HostCannot
+from bench.commands.rights import need_root
+from bench.commands.streams import attend
+from bench.errors import BadInput, HostCannot, oserror
 from bench.image import store as images
-from bench.model import (
-    Event,
-    Image,
-    InstanceSpec,
-    Limits,
-    NetworkMode,
-    OutputMode,
-    Workload,
-)
-from bench.plan_file import parse_size
+from bench.model import Event, Image, Limits, NetworkMode, OutputMode, Workload
+from bench.sizes import parse_size
 
 START_LIMIT_NS = 120_000_000_000
-CHUNK = 65536
+NO_LIMIT = 1 << 62
 
 
 def main(options: argparse.Namespace) -> int:
     """Launch, pass output and input through, return the workload's exit status."""
     need_root()
     (arm,) = arms.resolve([options.arm])
+    images.check_name(options.image)
     clean_dead()
-    image = images.prepare(options.image, _told)
+    image = prepared_image(options.image)
     workload = make_workload(options, image)
     with (
-        tempfile.TemporaryDirectory(prefix="hvct-run-") as folder,
+        log_folder(options.logs) as folder,
         journal.open_run(
-            Path(folder),
+            folder,
+            log_dir=folder,
             network=workload.network is NetworkMode.BRIDGE,
             libvirt_uri=options.libvirt_uri,
             kernel=options.kernel,
@@ -64,22 +54,60 @@ def main(options: argparse.Namespace) -> int:
         wanted = dataclasses.replace(
             spec.make(workload, image, context, 1),
             output=OutputMode.STREAM,
-            output_limit_bytes=1 << 62,
+            output_limit_bytes=NO_LIMIT,
             stdin=options.interactive,
             tty=options.tty,
         )
         backend.prepare(wanted)
         with backend.launch(wanted) as instance:
-            code = attend(instance, wanted, options)
-            instance.synchronise()
+            if not instance.wait(Event.STARTED, time.monotonic_ns() + START_LIMIT_NS):
+                raise HostCannot("the workload was not started within 120 s", "see hvct doctor")
+            try:
+                code = attend(instance, interactive=options.interactive, tty=options.tty)
+            except BrokenPipeError:  # `hvct run … | head`: end as a program of its own would
+                return 128 + signal.SIGPIPE
+            kills = instance.oom_kills()
+            if options.json or options.timeline:
+                instance.synchronise()
             usage = {"cpu": instance.cpu(), "memory": instance.memory()}
             final = instance.release()
-        say_timeline(instance, usage, final, options)
-        return code
+    if kills:
+        print(f"hvct: out of memory: the kernel killed {kills}", file=sys.stderr)
+        print(f"      it had {options.memory}; give it more with --memory", file=sys.stderr)
+    if options.json:
+        print(json.dumps(document(instance, usage, final, options)), file=sys.stderr)
+    elif options.timeline:
+        print_timeline(instance, options.arm)
+    return code
 
 
-def _told(what: str, _fraction: float | None) -> None:
-    print(f"hvct: {what}", file=sys.stderr)
+def prepared_image(name: str) -> Image:
+    """The image, built first where that is needed; what is being done is shown."""
+    with contextlib.ExitStack() as stack:
+        telling: list[Any] = []
+
+        def told(what: str, fraction: float | None) -> None:
+            if not telling:  # hardly ever: costs an import
+                from bench.commands.progress import open_stages
+
+                telling.append(stack.enter_context(open_stages(sys.stderr)))
+            telling[0](what, fraction)
+
+        return images.prepare(name, told)
+
+
+@contextlib.contextmanager
+def log_folder(chosen: Path | None) -> Iterator[Path]:
+    """Where the logs of this instance go: a folder to keep, or one that is removed."""
+    if chosen is None:
+        with tempfile.TemporaryDirectory(prefix="hvct-run-") as folder:
+            yield Path(folder)
+        return
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(oserror("mkdir", chosen, error).message, "choose another --logs") from error
+    yield chosen
 
 
 def make_workload(options: argparse.Namespace, image: Image) -> Workload:
@@ -91,16 +119,19 @@ def make_workload(options: argparse.Namespace, image: Image) -> Workload:
     pairs = []
     for item in options.env:
         name, equals, value = item.partition("=")
-        if not name or not (equals or name in os.environ):
+        if not name:
             raise BadInput(f"-e {item!r} is no NAME=VALUE", "write it as -e NAME=VALUE")
-        pairs.append((name, value if equals else os.environ[name]))
+        if equals or name in os.environ:  # like container engines: an unset one is left out
+            pairs.append((name, value if equals else os.environ[name]))
     if options.tty:
         pairs.insert(0, ("TERM", os.environ.get("TERM", "xterm")))
     try:
         memory = parse_size(options.memory)
     except ValueError as error:
         raise BadInput(f"--memory: {error}", 'write it as "256MiB"') from error
-    if options.cpus <= 0:
+    if options.interactive and options.tty and not os.isatty(0):
+        raise BadInput("-i with -t needs a terminal as standard input", "leave out -t")
+    if not options.cpus > 0:
         raise BadInput("--cpus must be positive", "e.g. --cpus 1")
     entrypoint = (options.entrypoint,) if options.entrypoint else image.config.entrypoint
     command = tuple(options.argv) if options.argv else ()
@@ -119,75 +150,28 @@ def make_workload(options: argparse.Namespace, image: Image) -> Workload:
     )
 
 
-def attend(instance: Instance, wanted: InstanceSpec, options: argparse.Namespace) -> int:
-    """Pass bytes and signals until the workload ends; its exit status as a shell would give it."""
-
-    def show(stream: str, data: bytes, _stamp_ns: int) -> None:
-        target = sys.stderr if stream == "stderr" else sys.stdout
-        target.buffer.write(data)
-        target.buffer.flush()
-
-    instance.watch_output(show)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: instance.signal(received))
-    limit = time.monotonic_ns() + START_LIMIT_NS
-    if not instance.wait(Event.STARTED, limit):
-        raise HostCannot("the workload was not started within 120 s", "see hvct doctor")
-    with _raw_terminal(instance, wanted.tty and sys.stdin.isatty()):
-        reading = options.interactive
-        while instance.exit is None:
-            instance.pump(0.02 if reading else 0.25)
-            if reading and select.select([sys.stdin], [], [], 0)[0]:
-                data = os.read(sys.stdin.fileno(), CHUNK)
-                instance.send_stdin(data)
-                reading = bool(data)
-    status = instance.exit
-    kills = instance.oom_kills()
-    if kills:
-        print(f"hvct: out of memory: the kernel killed {kills}", file=sys.stderr)
-    return 128 + status.signal if status.signal is not None else int(status.code or 0)
-
-
-@contextlib.contextmanager
-def _raw_terminal(instance: Instance, wanted: bool) -> Iterator[None]:
-    """Our terminal raw while the workload's own line discipline is in charge."""
-    if not wanted:
-        yield
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-
-    def resize(*_: Any) -> None:
-        size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, b"\0" * 8)
-        rows, columns, _, _ = struct.unpack("HHHH", size)
-        instance.resize(rows, columns)
-
-    signal.signal(signal.SIGWINCH, resize)
-    resize()
-    tty.setraw(descriptor)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def say_timeline(
+def document(
     instance: Instance, usage: dict[str, Any], final: dict[str, float], options: argparse.Namespace
-) -> None:
+) -> dict[str, Any]:
+    """All that is known of the launch, for a program."""
+    return {
+        "arm": options.arm,
+        "accelerator": store.jsonable(instance.accelerator),
+        "image": {"name": instance.spec.image.name, "digest": instance.spec.image.digest},
+        "argv": list(instance.spec.argv),
+        "timeline": instance.timeline.seconds(),
+        "usage": store.jsonable(usage),
+        "final": final,
+        "exit": store.jsonable(instance.exit),
+    }
+
+
+def print_timeline(instance: Instance, arm: str) -> None:
     """What the launch took, on standard error so that the workload's output stays clean."""
-    marks = instance.timeline.seconds()
-    if options.json:
-        document = {
-            "arm": options.arm,
-            "accelerator": store.jsonable(instance.accelerator),
-            "timeline": marks,
-            "usage": store.jsonable(usage),
-            "final": final,
-            "exit": store.jsonable(instance.exit),
-        }
-        print(json.dumps(document, indent=1), file=sys.stderr)
-    elif options.timeline:
-        label = instance.accelerator.label
-        print(f"hvct: {options.arm}{f' ({label})' if label else ''}", file=sys.stderr)
-        for name, seconds in marks.items():
-            print(f"      {name:18}{seconds * 1e3:10.2f} ms", file=sys.stderr)
+    label = instance.accelerator.label
+    print(f"hvct: {arm}{f' ({label})' if label else ''}, ms since requested", file=sys.stderr)
+    last = 0.0
+    for name, seconds in instance.timeline.seconds().items():
+        step = f"+{(seconds - last) * 1e3:.2f}"
+        print(f"      {name:16}{seconds * 1e3:10.2f}{step:>12}", file=sys.stderr)
+        last = seconds

@@ -1,0 +1,389 @@
+"""Every command's arguments, help and examples, as data for `bench.cli`. Imports little."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from bench.arms import ARMS, DEFAULT_ARMS
+from bench.errors import BadInput
+from bench.version import VERSION
+
+EPILOG = """examples:
+  hvct compare                            the quick suite as VM, container, process
+  hvct compare redis nginx --blocks 12    two of its workloads, more blocks
+  hvct compare --plan mine.toml           your own workloads
+  hvct run busybox -- echo hello          one container
+  hvct run --arm vm busybox -- uname -r   the same image as a virtual machine
+  hvct doctor                             what works on this host
+
+exit status:
+  0 done · 1 the measured thing failed · 2 wrong usage or input
+  3 this host cannot do it · 130 interrupted (hvct resume goes on)
+"""
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains as every other part of hvct does: one line what, one line what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print.
+
+        Raises:
+            BadInput: always.
+        """
+        hint = f"{self.prog} --help shows how"
+        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            close = difflib.get_close_matches(match[1], re.findall(r"'([^']+)'", match[2]), 1)
+            hint = f"did you mean {close[0]}? {hint}" if close else hint
+        raise BadInput(message, hint)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one command line.
+
+    Everything after ``--`` is the workload's ``argv``. Without a ``--`` the command of
+    ``hvct run`` begins after the image, as container engines have it.
+
+    Raises:
+        BadInput: it is not one of ours.
+    """
+    options, argv = list(arguments), None
+    if "--" in options:
+        place = options.index("--")
+        options, argv = options[:place], options[place + 1 :]
+    parsed = make_parser(with_command=argv is not None).parse_args(options)
+    if parsed.command == "run":
+        words = parsed.words if argv is None else argv
+        if argv is None and words and words[0].startswith("-"):
+            raise BadInput(
+                f"{words[0]} comes after the image, where its command begins",
+                "put options before the image, or the command after --",
+            )
+        argv = words
+    elif argv is not None and not getattr(parsed, "image_option", None):
+        raise BadInput(
+            "a command after -- needs an image to run it in",
+            "hvct compare --image IMAGE -- CMD…, or hvct run IMAGE -- CMD…",
+        )
+    parsed.argv = argv
+    return parsed
+
+
+def make_parser(*, with_command: bool = False) -> argparse.ArgumentParser:
+    """The whole command line.
+
+    Args:
+        with_command: the workload's command was given after ``--``.
+    """
+    parser = Parser(
+        prog="hvct",
+        description="What does it cost to run a workload as a virtual machine instead of as a\n"
+        "container, on this host, and how sure are we?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hvct {VERSION}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    _compare(commands)
+    _resume(commands)
+    _run(commands, with_command)
+    for add in (_doctor, _report, _list, _show, _image, _clean):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Commands, name: str, module: str, summary: str, text: str, function: str = "main"
+) -> argparse.ArgumentParser:
+    """One command; `text` holds its examples and, after an empty line, what else to know."""
+    examples, _, notes = text.strip().partition("\n\n")
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:\n" + textwrap.indent(examples, "  ") + (notes and f"\n\n{notes}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=name, module=module, function=function)
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("virtual machine")
+    group.add_argument(
+        "--kernel", type=Path, metavar="FILE", help="guest kernel instead of the distribution's"
+    )
+    group.add_argument(
+        "--libvirt-uri", default="", metavar="URI", help="a libvirt daemon, not the embedded driver"
+    )
+
+
+def _measuring_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", action="store_true", help="queue behind a comparison that is running"
+    )
+    parser.add_argument(
+        "--no-report", action="store_true", help="measure only; write the report later"
+    )
+    _json(parser, "print the results as JSON on standard output, nothing else")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    _machine_options(parser)
+
+
+def _compare(commands: Commands) -> None:
+    parser = _command(
+        commands, "compare", "compare", "compare workloads as VM, container and process",
+        """
+hvct compare                                    the quick suite
+hvct compare hello redis --arms vm,container --blocks 12
+hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
+hvct compare --plan mine.toml --dry-run         what would be done, how long
+hvct compare xz --json >xz.json                 the figures for a program
+
+Results go to runs/DATE-NAME: report.html, report.pdf, report.json, every trial.
+Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
+""",
+    )  # fmt: skip
+    parser.add_argument(
+        "workload", nargs="*", metavar="WORKLOAD",
+        help="of the quick suite: hello, redis, nginx, touch64, xz; default: all",
+    )  # fmt: skip
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
+    parser.add_argument(
+        "--image", dest="image_option", metavar="IMAGE",
+        help="one workload from any image; its command after --",
+    )  # fmt: skip
+    parser.add_argument(
+        "--arms", metavar="A,B,…", help=f"of {', '.join(ARMS)}; default: {','.join(DEFAULT_ARMS)}"
+    )
+    parser.add_argument(
+        "--blocks", type=int, metavar="N", help="repetitions, one trial of every arm each"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of the order of trials; default: a new one, recorded"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="run directory; default: runs/DATE-NAME"
+    )
+    parser.add_argument(
+        "--judge-emulated",
+        action="store_true",
+        help="give verdicts on TCG figures too (development; marks every page)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and how long it takes, run nothing"
+    )
+    _measuring_options(parser)
+
+
+def _resume(commands: Commands) -> None:
+    parser = _command(
+        commands, "resume", "compare", "go on with an interrupted run at its next block",
+        """
+hvct resume runs/20261123-204100-quick
+hvct resume runs/20261123-204100-quick --wait   behind what is running now
+""",
+        function="resume",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, metavar="RUN", help="its run directory")
+    _measuring_options(parser)
+
+
+def _run(commands: Commands, with_command: bool) -> None:
+    parser = _command(
+        commands, "run", "run", "run one instance on one backend",
+        """
+hvct run busybox -- echo hello
+hvct run --arm vm --memory 256MiB busybox -- free -m
+hvct run -it default -- bash
+hvct run --timeline busybox -- true             what the launch took
+tar c . | hvct run -i busybox -- sh -c 'tar x -C /tmp; ls /tmp'
+
+Without a command the image's own is run. The exit status is the command's,
+128 + N when signal N ended it; 1 when it could not be started, 2 and 3 as for
+every command. Whatever the instance wrote is gone when it has ended.
+""",
+    )  # fmt: skip
+    parser.usage = "hvct run [OPTION…] IMAGE [--] [CMD…]"
+    parser.add_argument("image", metavar="IMAGE", help="busybox, default, or an imported one")
+    if not with_command:
+        # Options after the image would be taken for its command, and the other way round.
+        parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--arm", default="container", metavar="ARM",
+        help=f"of {', '.join(ARMS)}; default: container",
+    )  # fmt: skip
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="set a variable, or pass ours on",
+    )  # fmt: skip
+    parser.add_argument(
+        "-u", "--user", metavar="USER", help="uid, uid:gid or a name the image knows"
+    )
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="where it starts")
+    parser.add_argument(
+        "--cpus", type=float, default=1.0, metavar="N", help="default: 1; may be a fraction"
+    )
+    parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="default: 512MiB")
+    parser.add_argument(
+        "--network", choices=("none", "bridge", "host"), default="none", help="default: none"
+    )
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
+    parser.add_argument(
+        "--timeline", action="store_true", help="print the events of the launch at the end"
+    )
+    _json(parser, "print timeline, usage and exit as one line of JSON on standard error")
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIR", help="keep the logs of launcher, libvirt and guest here"
+    )
+    _machine_options(parser)
+
+
+def _doctor(commands: Commands) -> None:
+    parser = _command(
+        commands, "doctor", "doctor", "say what works on this host, what does not, and what to do",
+        """
+hvct doctor
+hvct doctor --json
+
+Exit status 3: an arm does not work here.
+""",
+    )  # fmt: skip
+    _json(parser)
+    _machine_options(parser)
+
+
+def _report(commands: Commands) -> None:
+    parser = _command(
+        commands, "report", "report", "write the report of stored runs",
+        """
+hvct report runs/20261123-204100-quick
+hvct report runs/* --output both                several runs side by side
+hvct report RUN --format html,csv,parquet
+hvct report RUN --json | jq .runs[0].comparisons
+""",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run directories")
+    parser.add_argument(
+        "--format", default="html,pdf,json", metavar="F,…",
+        help="of html, pdf, json, csv, parquet; default: html,pdf,json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to; default: the run's own directory"
+    )
+    _json(parser, "print the report's numbers as JSON and write nothing")
+
+
+def _list(commands: Commands) -> None:
+    parser = _command(
+        commands, "list", "report", "list stored runs",
+        """
+hvct list
+hvct list results --json
+""",
+        "list_runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR",
+        help="where they are; default: runs",
+    )  # fmt: skip
+    _json(parser)
+
+
+def _show(commands: Commands) -> None:
+    parser = _command(
+        commands, "show", "report", "show one run: its summary, and every trial that failed",
+        """
+hvct show runs/20261123-204100-quick
+hvct show runs/20261123-204100-quick --json
+""",
+        "show",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, metavar="RUN", help="its run directory")
+    _json(parser, "print the report's numbers as JSON")
+
+
+def _image(commands: Commands) -> None:
+    parser = _command(
+        commands, "image", "image", "import, build, list, inspect and remove images",
+        """
+hvct image list
+hvct image build default
+hvct image import my-app.tar --name my-app
+""",
+    )  # fmt: skip
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+
+    def action(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+        return _command(actions, name, "image", summary, examples)
+
+    item = action(
+        "import", "import an OCI layout (folder or tar) or a docker save archive",
+        """
+docker save my/app:1 | gzip >app.tar.gz; hvct image import app.tar.gz
+skopeo copy docker://my/app:1 oci:app; hvct image import app --name my-app
+""",
+    )  # fmt: skip
+    item.add_argument("archive", type=Path, metavar="ARCHIVE", help="a file or a folder")
+    item.add_argument(
+        "--name", metavar="NAME", help="default: the one in the archive, else its file name"
+    )
+    _json(item)
+    item = action(
+        "build", "make a built-in image anew from distribution packages",
+        """
+hvct image build            the default image, with today's packages
+hvct image build busybox
+""",
+    )  # fmt: skip
+    item.add_argument(
+        "name", nargs="?", default="default", choices=("default", "busybox"), metavar="NAME",
+        help="default (sysbench, redis, nginx, …) or busybox",
+    )  # fmt: skip
+    _json(item)
+    item = action("list", "list the images in the cache", "hvct image list\nhvct image list --json")
+    _json(item)
+    item = action(
+        "inspect", "print all about one image, as JSON", "hvct image inspect default | jq .packages"
+    )
+    item.add_argument("name", metavar="NAME", help="as hvct image list shows it")
+    _json(item, "what it does anyway")
+    item = action(
+        "remove", "remove images from the cache",
+        "hvct image remove my-app\nhvct image remove default    it is built again when needed",
+    )  # fmt: skip
+    item.add_argument("name", nargs="+", metavar="NAME", help="as hvct image list shows it")
+    for each in actions.choices.values():
+        each.set_defaults(command="image")
+
+
+def _clean(commands: Commands) -> None:
+    parser = _command(
+        commands, "clean", "clean", "undo what runs that died left on this host",
+        """
+hvct clean --dry-run        what is left
+hvct clean
+
+Runs that are alive are left alone. Results and the cache are kept.
+""",
+    )  # fmt: skip
+    parser.add_argument("tag", nargs="?", metavar="TAG", help="only this run's (r and four digits)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    _json(parser)
