@@ -8,6 +8,7 @@ that differs makes the comparison refused, and the report says why.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -52,10 +53,12 @@ FIELDS: dict[str, FieldClass] = {
     "writable_magic": FieldClass.MUST_MATCH,
     "shm_magic": FieldClass.MUST_MATCH,
     "randomize_va_space": FieldClass.MUST_MATCH,
-    # Work metrics only.
-    "cpu_flags": FieldClass.MUST_MATCH,
-    "vulnerability": FieldClass.MUST_MATCH,
+    # Work metrics only; made from the two raw fields below, see `derived`.
+    "cpu_instructions": FieldClass.MUST_MATCH,
+    "mitigations": FieldClass.MUST_MATCH,
     # Different by nature, and said so.
+    "cpu_flags": FieldClass.DECLARED,
+    "vulnerability": FieldClass.DECLARED,
     "release": FieldClass.DECLARED,
     "version": FieldClass.DECLARED,
     "clocksource": FieldClass.DECLARED,
@@ -79,8 +82,17 @@ FIELDS: dict[str, FieldClass] = {
 }
 """Class of each field between a VM and a container; a field not listed is informational."""
 
-WORK_ONLY = frozenset({"cpu_flags", "vulnerability"})
+WORK_ONLY = frozenset({"cpu_instructions", "mitigations"})
 """Fields that must match for metrics of work done, and are declared for start-up."""
+
+INSTRUCTIONS = re.compile(
+    r"fpu|mmx\w*|3dnow\w*|cmov|cx8|cx16|fxsr|sse\w*|ssse3|pni|misalignsse|popcnt|abm|lzcnt|movbe|"
+    r"aes|pclmulqdq|v(?:aes|pclmulqdq)|sha\w*|sm[34]|avx\w*|f16c|fma4?|xop|tbm|bmi[12]|adx|gfni|"
+    r"amx_\w+|apx\w*|rdrand|rdseed|rdpid|rdtscp|tsc|erms|fsr[mcs]|fzrm|clflush(?:opt)?|clwb|clzero|"
+    r"cldemote|movdiri|movdir64b|xsave(?:opt|c)?|xgetbv1|fsgsbase|lahf_lm|rtm|hle|serialize"
+)
+"""CPU flags that are instructions for programs. The others are what a kernel can or did do:
+no guest has its host's (``hypervisor`` is one), and no two kernels call them all the same."""
 
 SAME_SECURITY = frozenset(
     {"cap_effective", "cap_permitted", "cap_bounding", "no_new_privs", "seccomp"}
@@ -146,6 +158,7 @@ def differences(
     Fields that only one of the two holds differ too: an arm cannot pass by being silent.
     """
     found = []
+    first, second = derived(first, second), derived(second, first)
     for name in sorted({*first, *second}):
         if _value(first, name) != _value(second, name):
             found.append(
@@ -157,6 +170,32 @@ def differences(
                 )
             )
     return found
+
+
+def derived(receipt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A receipt with what is compared of CPU flags and mitigations in place of their words.
+
+    A mitigation counts by its state (not affected, mitigated, vulnerable), for those that
+    both kernels know: a guest's words about one and the same are never its host's.
+    """
+    made = dict(receipt)
+    if "cpu_flags" in receipt:
+        flags = str(receipt["cpu_flags"]).split()
+        made["cpu_instructions"] = sorted(flag for flag in flags if INSTRUCTIONS.fullmatch(flag))
+    if "vulnerability" in receipt:
+        own, others = _states(receipt["vulnerability"]), _states(other.get("vulnerability", []))
+        common = own.keys() & others.keys()
+        made["mitigations"] = [f"{name}: {own[name]}" for name in sorted(common)]
+    return made
+
+
+def _states(lines: Iterable[object]) -> dict[str, str]:
+    """Vulnerability → its state; those that are about guests, or that a guest cannot know, not."""
+    states = {}
+    for name, _, text in (str(line).partition(":") for line in lines):
+        if state := re.match(r"\s*(Not affected|Mitigation|Vulnerable)\b", text):
+            states[name] = state[1]
+    return states
 
 
 def _value(receipt: Mapping[str, Any], name: str) -> Any:
@@ -223,6 +262,9 @@ def compare(
         for (workload, name), receipt in by_digest.items():
             other = by_digest.get((workload, baseline))
             if name == arm and other is not None:
+                if not (receipt.get("content") and other.get("content")):
+                    result.refused.setdefault(workload, "no proof of what the program consists of")
+                    continue
                 found = differences(
                     receipt, other, (arm, baseline), security.get(workload, ""), emulated=emulated
                 )

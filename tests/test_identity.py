@@ -88,7 +88,48 @@ def test_cpu_flags_refuse_work_metrics_only() -> None:
     """Start-up may be compared across CPU models; work per CPU second may not."""
     result = compared({**RECEIPT, "cpu_flags": "avx2"}, {**RECEIPT, "cpu_flags": "sse2"})
     assert result.refused == {}
-    assert "cpu_flags" in result.work_refused["w"]
+    assert "cpu_instructions" in result.work_refused["w"]
+
+
+def test_a_guest_under_kvm_can_pass() -> None:
+    """What every guest's kernel says otherwise than its host's is declared, and refuses nothing."""
+    host = {
+        **RECEIPT,
+        "cpu_flags": "fpu tsc sse2 ht tm vmx est pti ibrs avx2 dtherm arat",
+        "vulnerability": [
+            "spectre_v2:Mitigation: Enhanced IBRS; IBPB: conditional; PBRSB-eIBRS: SW sequence",
+            "itlb_multihit:KVM: Mitigation: VMX disabled",
+            "mds:Not affected",
+            "gather_data_sampling:Mitigation: Microcode",
+            "vmscape:Mitigation: IBPB before exit to userspace",
+        ],
+    }
+    guest = {
+        **RECEIPT,
+        "cpu_flags": "fpu tsc sse2 hypervisor tsc_known_freq pti ibrs_enhanced avx2 arat",
+        "vulnerability": [
+            "spectre_v2:Mitigation: Enhanced / Automatic IBRS; IBPB: conditional; RSB filling",
+            "itlb_multihit:Not affected",
+            "mds:Not affected",
+            "gather_data_sampling:Unknown: Dependent on hypervisor status",
+        ],
+    }
+    result = compared(guest, host)
+    assert (result.refused, result.work_refused) == ({}, {})
+    assert result.differences["cpu_flags"].field_class is FieldClass.DECLARED
+    assert result.differences["vulnerability"].field_class is FieldClass.DECLARED
+    lacking = {**guest, "cpu_flags": "fpu tsc sse2 hypervisor"}
+    assert "avx2" in compared(lacking, host).work_refused["w"]
+    off = {**guest, "vulnerability": ["spectre_v2:Vulnerable; IBPB: disabled"]}
+    assert "Vulnerable" in compared(off, host).work_refused["w"]
+
+
+def test_contents_must_be_proven_for_both() -> None:
+    """Two untimed trials that gave no digest do not agree: they are silent."""
+    untimed = [{"arm": arm, "workload": "w", "receipt": {}} for arm in ("vm", "container")]
+    trials = [stored("vm", RECEIPT), stored("container", RECEIPT)]
+    (result,) = identity.compare(trials, untimed, [("vm", "container")], {"w": ""})
+    assert "no proof" in result.refused["w"]
 
 
 def test_an_emulated_cpu_has_flags_of_its_own() -> None:
@@ -97,14 +138,16 @@ def test_an_emulated_cpu_has_flags_of_its_own() -> None:
     second = stored("container", {**RECEIPT, "cpu_flags": "avx2"})
     (result,) = identity.compare([first, second], [], [("vm", "container")], {"w": ""})
     assert (result.refused, result.work_refused) == ({}, {})
-    assert result.differences["cpu_flags"].field_class is FieldClass.DECLARED
+    assert result.differences["cpu_instructions"].field_class is FieldClass.DECLARED
 
 
 def test_the_order_of_vulnerabilities_is_no_difference() -> None:
     """Two kernels list the same files in different orders."""
-    first = {**RECEIPT, "vulnerability": ["a:x", "b:y"]}
-    assert compared(first, {**RECEIPT, "vulnerability": ["b:y", "a:x"]}).differences == {}
-    assert compared(first, {**RECEIPT, "vulnerability": ["b:z", "a:x"]}).work_refused
+    first = {**RECEIPT, "vulnerability": ["a:Not affected", "b:Mitigation: y"]}
+    same = {**RECEIPT, "vulnerability": ["b:Mitigation: y", "a:Not affected"]}
+    assert compared(first, same).differences == {}
+    other = {**RECEIPT, "vulnerability": ["b:Vulnerable", "a:Not affected"]}
+    assert compared(first, other).work_refused
 
 
 def test_the_host_name_is_declared_for_a_bare_process_only() -> None:
