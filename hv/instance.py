@@ -210,7 +210,11 @@ class VmInstance:
             )
         code = os.waitstatus_to_exitcode(link.status)
         if code:
-            return LaunchFailed(f"QEMU ended with status {code}{said}", "run ./hvct doctor")
+            # What QEMU printed is in libvirt's own word, which comes a moment later.
+            late_ns = time.monotonic_ns() + VERDICT_LIMIT_NS
+            link.await_that(lambda: bool(link.failure), late_ns)
+            reason = f": {_last_line(link.failure)}" if link.failure else ""
+            return LaunchFailed(f"QEMU ended with status {code}{reason}{said}", "run ./hvct doctor")
         doing = "before its agent ran" if session is None or not session.hello else "by itself"
         return LaunchFailed(
             f"the guest ended {doing}{said}", "it may have too little memory, or have crashed"
@@ -416,3 +420,7 @@ def _counters(cgroup: Cgroup) -> dict[str, float]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:400]
+
+
+def _last_line(text: str) -> str:
+    return " ".join((text.strip().splitlines() or [""])[-1].split())[:400]

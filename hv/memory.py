@@ -56,10 +56,10 @@ def least_limit(basis: MemoryBasis) -> int:
 
 
 def check(spec: InstanceSpec) -> None:
-    """Decline a limit that no guest boots with, before anything is started.
+    """Decline a limit that no guest boots with, or no host has, before anything is started.
 
     Raises:
-        Refused: with the smallest that would do.
+        Refused: with the smallest that would do, or the largest.
     """
     limit = spec.limits.memory_bytes
     if limit is None:
@@ -69,6 +69,12 @@ def check(spec: InstanceSpec) -> None:
         raise Refused(
             f"a VM does not boot with {limit / MIB:.0f} MiB of memory",
             f"give it at least {-(-least // MIB)} MiB",
+        )
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if limit > host:
+        raise Refused(
+            f"a VM of {limit // MIB} MiB does not fit into this host's {host // MIB} MiB",
+            f"give it less than {host // MIB} MiB",
         )
 
 
