@@ -1,0 +1,147 @@
+"""What a run's own data warn of: pure functions of ``run.json`` and the trials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.arms import ARMS, pairs
+from bench.identity import shown
+from bench.model import Finding, MemoryBasis, NetworkMode
+
+USABLE_TOLERANCE = 0.02  # of the limit: what a guest has available at `started`
+BUSY_SHARE = 0.10  # of an arm's trials that may have begun on a restless host
+
+
+def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Every finding, in the order of what it may spoil."""
+    return [
+        *kernels(run),
+        *usable_memory(run),
+        *double_cache(run),
+        *cold_files(trials),
+        *restless(trials),
+        *shared_cpus(trials),
+    ]
+
+
+def kernels(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """A VM's kernel is another one than its baseline's."""
+    releases = {item["arm"]: item["receipt"].get("release") for item in run["receipts"]}
+    for arm, baseline in pairs(run["plan"]["arms"]):
+        own, other = releases.get(arm), releases.get(baseline)
+        if not own or not other or own == other:
+            continue
+        names = [
+            item["name"]
+            for item in run["plan"]["workloads"]
+            if item.get("network", NetworkMode.NONE) != NetworkMode.NONE
+        ]
+        network = f", on start-up of {', '.join(names)} (network)" if names else ""
+        yield Finding(
+            "guest-kernel-differs",
+            "warning",
+            f"{arm} runs Linux {shown(own)}, {baseline} Linux {shown(other)}",
+            f"on every memory row, on run times and CPU (system calls, disk){network}, the figures "
+            "mix kernel version and virtualisation",
+            "give both the same kernel: --kernel FILE",
+        )
+
+
+def usable_memory(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """With basis ``usable`` what a guest has available must be the limit, within 2 %."""
+    limits = {item["name"]: item.get("limits") or {} for item in run["plan"]["workloads"]}
+    for item in run["receipts"]:
+        limit = limits.get(item["workload"], {})
+        size, available = limit.get("memory_bytes"), item["receipt"].get("mem_available_bytes")
+        known = ARMS.get(item["arm"])
+        guest = known is not None and known.backend == "vm"
+        if not guest or limit.get("memory_basis") != MemoryBasis.USABLE or not size:
+            continue
+        if not re.fullmatch(r"\d+", str(available)):
+            continue
+        off = int(available) / size - 1.0
+        if abs(off) > USABLE_TOLERANCE:
+            yield Finding(
+                "memory-basis-off",
+                "warning",
+                f"{item['arm']} had {off:+.1%} of its limit available when {item['workload']} "
+                "started",
+                "its workload had more or less memory than in the other arms",
+                "remove the folder vm/memory of hvct's cache: the reserve is then measured anew",
+            )
+
+
+def double_cache(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """An image that is read through two page caches."""
+    for arm in doubly_cached(run):
+        yield Finding(
+            "image-cached-twice",
+            "problem",
+            f"{arm}: the image is mounted without direct I/O",
+            "the host's page cache holds it twice, so memory figures of this arm are refused",
+            "put hvct's cache on a file system that can do direct I/O (XDG_CACHE_HOME)",
+        )
+
+
+def doubly_cached(run: Mapping[str, Any]) -> list[str]:
+    """Arms whose memory figures must not be believed."""
+    return [
+        arm
+        for arm, about in run["descriptions"].items()
+        if isinstance(about, Mapping) and about.get("image_direct_io") is False
+    ]
+
+
+def cold_files(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Trials that began with part of what they read not in memory."""
+    for arm, (cold, count) in _share(trials, "image_resident", lambda part: part < 1.0).items():
+        if cold:
+            yield Finding(
+                "page-cache-cold",
+                "warning",
+                f"{arm}: in {cold} of {count} trials part of what it reads was not in memory",
+                "those starts waited for a disk; the rule for this run is `warm`",
+                "free memory on the host",
+            )
+
+
+def restless(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Trials that began although the host had not become quiet in time."""
+    for arm, (flagged, count) in _share(trials, "settle_flagged", bool).items():
+        if flagged > BUSY_SHARE * count:
+            yield Finding(
+                "host-not-quiet",
+                "warning",
+                f"{arm}: {flagged} of {count} trials began on a host that was not quiet",
+                "others used CPU or disk: times are longer and spread more, in every arm",
+                "end other work on the host; the section on disturbances shows what it was",
+            )
+
+
+def shared_cpus(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Trials whose CPUs the harness and its probes could use as well."""
+    both = [sum(pair) for pair in zip(*_share(trials, "harness_shares_cpu", bool).values(),
+                                      strict=True)]  # fmt: skip
+    if both and both[0]:
+        yield Finding(
+            "harness-shares-cpus",
+            "warning",
+            f"in {both[0]} of {both[1]} trials harness and probes shared the instance's CPUs",
+            "probing takes time from what is probed, most from the arm that is slow to start",
+            "give instances fewer CPUs than the host has",
+        )
+
+
+def _share(
+    trials: Sequence[Mapping[str, Any]], name: str, bad: Any
+) -> dict[str, tuple[int, int]]:
+    """Arm → how many of its trials have a bad reading, and how many have one at all."""
+    found: dict[str, tuple[int, int]] = {}
+    for trial in trials:
+        value = (trial.get("disturbances") or {}).get(name)
+        if isinstance(value, int | float):
+            hits, count = found.get(trial["arm"], (0, 0))
+            found[trial["arm"]] = hits + bool(bad(value)), count + 1
+    return found

@@ -1,0 +1,73 @@
+"""Findings that a run's own data give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.findings import doubly_cached, from_run
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    """A run of a VM and a container in which nothing is wrong."""
+    limits = {"memory_bytes": 512 << 20, "memory_basis": "usable"}
+    receipt = {"release": "6.1.0", "mem_available_bytes": str(510 << 20)}
+    return {
+        "plan": {
+            "arms": ["vm", "container"],
+            "workloads": [{"name": "redis", "network": "bridge", "limits": limits}],
+        },
+        "receipts": [
+            {"arm": arm, "workload": "redis", "receipt": dict(receipt)}
+            for arm in ("vm", "container")
+        ],
+        "descriptions": {"container": {"image_direct_io": True}, "vm": {}},
+        **changes,
+    }
+
+
+def trial(arm: str, **disturbances: float) -> dict[str, Any]:
+    """A stored trial with these disturbances."""
+    quiet = {"settle_flagged": 0.0, "image_resident": 1.0, "harness_shares_cpu": 0.0}
+    return {"arm": arm, "workload": "redis", "disturbances": {**quiet, **disturbances}}
+
+
+def codes(record: dict[str, Any], trials: list[dict[str, Any]]) -> set[str]:
+    """The codes of all findings."""
+    return {finding.code for finding in from_run(record, trials)}
+
+
+def test_a_clean_run_has_none() -> None:
+    """Equal kernels, the memory that was promised, a quiet host."""
+    assert codes(run(), [trial("vm"), trial("container")]) == set()
+
+
+def test_another_kernel_is_told_with_the_rows_it_concerns() -> None:
+    """System calls, network, disk and memory differ by kernel as well."""
+    record = run()
+    record["receipts"][1]["receipt"]["release"] = "6.18.1"
+    (finding,) = from_run(record, [])
+    assert finding.code == "guest-kernel-differs"
+    assert "memory" in finding.meaning and "redis" in finding.meaning
+
+
+def test_memory_that_was_not_given_is_told() -> None:
+    """Beyond 2 % of the limit the arms did not have the same memory."""
+    record = run()
+    record["receipts"][0]["receipt"]["mem_available_bytes"] = str(490 << 20)
+    assert codes(record, []) == {"memory-basis-off"}
+    record["plan"]["workloads"][0]["limits"]["memory_basis"] = "nominal"
+    assert codes(record, []) == set()
+
+
+def test_an_image_cached_twice_is_a_problem() -> None:
+    """Neither way of mounting it past the page cache worked."""
+    record = run(descriptions={"container": {"image_direct_io": False}})
+    assert codes(record, []) == {"image-cached-twice"}
+    assert doubly_cached(record) == ["container"]
+
+
+def test_the_state_of_the_host_is_told_by_arm() -> None:
+    """Restless host, cold files, CPUs shared with the harness."""
+    trials = [trial("vm", settle_flagged=1.0, image_resident=0.9), trial("container")]
+    assert codes(run(), trials) == {"host-not-quiet", "page-cache-cold"}
+    assert codes(run(), [trial("vm", harness_shares_cpu=1.0)]) == {"harness-shares-cpus"}
