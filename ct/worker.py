@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import E2BIG, ENOMEM
 from pathlib import Path
 
 from bench.context import RUN_VARIABLE, RunContext
@@ -47,7 +48,10 @@ class StepFailed(LaunchFailed):
     def __init__(self, name: str, errno: int, step: Step | None) -> None:
         self.name, self.errno, self.reason = name, errno, os.strerror(errno)
         what = step.describe() if step else name
-        super().__init__(f"the launcher failed at {what}: {self.reason}", _HINTS.get(name, ""))
+        hint = _HINTS.get(name, "")
+        if errno in (ENOMEM, E2BIG):  # charged to the instance, whatever the step; exec says E2BIG
+            hint = "give the instance a larger memory limit"
+        super().__init__(f"the launcher failed at {what}: {self.reason}", hint)
 
 
 _HINTS = {
