@@ -1,0 +1,184 @@
+"""Controls with a known answer, as data: what is injected, how, and what must be found.
+
+Each control is a pair of workloads that differ in one effect (`bench.spikein` runs them);
+the workloads also serve alone, since a sleep of 1.5 s, 64 MiB touched and one second of
+CPU time must simply read so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from bench.metrics import METRICS
+from bench.model import Readiness, ReadyKind, Scale, Workload
+from bench.numbers import RATIO_UNIT
+
+MIB = 1 << 20
+PYTHON = ("python3", "-I", "-S", "-c")
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What is known beforehand about one metric: the effect lies in [low, high].
+
+    A difference is in the metric's unit, a ratio is spiked / base. The range is what the
+    injecting code itself leaves open (a sleep ends late by the kernel's timer slack).
+    """
+
+    metric: str
+    scale: Scale
+    low: float
+    high: float
+
+    @property
+    def unit(self) -> str:
+        """Of the effect."""
+        return RATIO_UNIT if self.scale is Scale.RATIO else METRICS[self.metric].unit
+
+    @property
+    def nothing(self) -> tuple[float, float]:
+        """What would be true without an injection."""
+        return (1.0, 1.0) if self.scale is Scale.RATIO else (0.0, 0.0)
+
+    @property
+    def twice(self) -> tuple[float, float]:
+        """What would be true of two injections, one upon the other."""
+        if self.scale is Scale.RATIO:
+            return self.low**2, self.high**2
+        return 2.0 * self.low, 2.0 * self.high
+
+
+@dataclass(frozen=True)
+class Control:
+    """A pair of workloads that differ in what is injected, and the blocks it takes to see it."""
+
+    name: str
+    title: str
+    base: Workload
+    spiked: Workload
+    injections: tuple[Injection, ...]
+    blocks: int = 12
+
+    @property
+    def workloads(self) -> tuple[Workload, Workload]:
+        """Both."""
+        return self.base, self.spiked
+
+
+# -- the workloads -------------------------------------------------------------------------
+
+
+def sleeper(name: str, sleep_s: float) -> Workload:
+    """Prints a line, which makes it ready, after sleeping; both variants run the same programs."""
+    argv = ("sh", "-c", f"usleep {round(sleep_s * 1e6)}; echo up")
+    title = f"ready after {sleep_s:g} s"
+    return Workload(name, title, "busybox", argv, ready=Readiness(ReadyKind.OUTPUT))
+
+
+def toucher(name: str, touched_bytes: int) -> Workload:
+    """Touches so much private memory and stays."""
+    code = (
+        f"import signal; block = bytearray({touched_bytes}); "
+        f"block[::4096] = b'x' * {touched_bytes // 4096}; "
+        "print('touched', flush=True); signal.pause()"
+    )
+    return Workload(
+        name,
+        f"{touched_bytes >> 20} MiB touched",
+        "default",
+        (*PYTHON, code),
+        ready=Readiness(ReadyKind.LINE, pattern="^touched$"),
+        until="ready",
+        hold_s=0.1,
+    )
+
+
+def burner(name: str, cpu_s: float) -> Workload:
+    """Uses so much CPU time, by its own process clock, and ends.
+
+    It sleeps first, so that on a single CPU the news of its start is out before the work.
+    """
+    code = f"import time\nwhile time.process_time() < {cpu_s}: pass"
+    argv = ("sh", "-c", 'sleep 0.05; exec "$@"', "sh", *PYTHON, code)
+    return Workload(name, f"{cpu_s:g} CPU seconds", "default", argv)
+
+
+def counter(name: str, before_s: float, after_s: float, rounds: int) -> Workload:
+    """Sleeps, prints a line, sleeps, and counts: fixed work, whatever the guest's clocks say."""
+    argv = (
+        *("sh", "-c"),
+        f"usleep {round(before_s * 1e6)}; echo up; usleep {round(after_s * 1e6)}; "
+        f"i=0; while [ $i -lt {rounds} ]; do i=$((i+1)); done",
+    )
+    ready = Readiness(ReadyKind.OUTPUT)
+    return Workload(
+        name, f"ready after {before_s:g} s, {rounds} rounds", "busybox", argv, ready=ready
+    )
+
+
+# -- the controls --------------------------------------------------------------------------
+
+# 40 blocks: joining a v1 cgroup takes 6 to 25 ms from one launch to the next, which is
+# more than the injection. From `started` on the same 5 ms stand out after a few blocks.
+START = Control(
+    "start",
+    "+5 ms until ready",
+    sleeper("start", 0.0),
+    sleeper("start-spiked", 0.005),
+    (
+        # A timer slack of 50 µs, and waking up from an idle CPU.
+        Injection("startup_ready", Scale.DIFFERENCE, 5.0e-3, 5.3e-3),
+        Injection("run_wall", Scale.DIFFERENCE, 5.0e-3, 5.3e-3),
+    ),
+    blocks=40,
+)
+
+# 64 KiB: page tables for 16 MiB are 8 pages; an allocator may keep a few more.
+_PLUS_16_MIB = (16.0 * MIB - 0x10000, 16.0 * MIB + 0x10000)
+MEMORY = Control(
+    "memory",
+    "+16 MiB of private memory",
+    toucher("memory", 64 * MIB),
+    toucher("memory-spiked", 80 * MIB),
+    tuple(
+        Injection(metric, Scale.DIFFERENCE, *_PLUS_16_MIB)
+        for metric in ("memory_anon", "memory_current", "memory_rss", "memory_pss", "memory_peak")
+    ),
+)
+
+# What begins and ends the process, some ms in both variants, takes a little off the 10 %.
+CPU = Control(
+    "cpu",
+    "+10 % of CPU time",
+    burner("cpu", 0.40),
+    burner("cpu-spiked", 0.44),
+    (Injection("cpu_window", Scale.RATIO, 1.097, 1.101),),
+)
+
+# Start-up of an emulated VM spreads over 100 ms and more: so much must be injected to be
+# seen at all. Both variants sleep equally long in all. The CPU time of starting a shell
+# under emulation, some 0.05 s of 0.8, takes its part off the 10 %.
+VM_START_CPU = Control(
+    "vm-start-cpu",
+    "+500 ms until ready and +10 % of CPU time in a VM",
+    counter("vm-start-cpu", 0.05, 0.5, 40_000),
+    counter("vm-start-cpu-spiked", 0.55, 0.0, 44_000),
+    (
+        Injection("startup_ready", Scale.DIFFERENCE, 0.5, 0.51),
+        Injection("cpu_window", Scale.RATIO, 1.085, 1.100),
+    ),
+    blocks=8,
+)
+
+# The guest's kernel takes pages in batches and gives back none; where the host backs guest
+# memory with huge pages its charge comes in steps of 2 MiB.
+VM_MEMORY = dataclasses.replace(
+    MEMORY,
+    name="vm-memory",
+    injections=tuple(
+        Injection(metric, Scale.DIFFERENCE, 15.5 * MIB, 16.5 * MIB)
+        for metric in ("memory_anon", "memory_current")
+    ),
+    blocks=6,
+)
