@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -10,6 +12,8 @@ from os import PathLike
 from bench.errors import HostCannot, HvctError
 
 log = logging.getLogger("hvct.command")
+
+FULL = os.strerror(errno.ENOSPC)
 
 
 def run(
@@ -28,7 +32,7 @@ def run(
         hint: what to tell the user to do when it fails.
 
     Raises:
-        HostCannot: the program is not installed.
+        HostCannot: the program is not installed, or found a disk full.
         HvctError: it failed or took too long; the last lines it printed are in the message.
     """
     words = [str(word) for word in argv]
@@ -51,5 +55,8 @@ def run(
     if done.returncode != 0:
         said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
         reason = " · ".join(said[-3:]) or "it printed nothing"
-        raise HvctError(f"{words[0]} failed with status {done.returncode}: {reason}", hint)
+        message = f"{words[0]} failed with status {done.returncode}: {reason}"
+        if FULL in reason:  # whatever the program is for, that is what to mend
+            raise HostCannot(message, "make room on that disk")
+        raise HvctError(message, hint)
     return done.stdout

@@ -295,10 +295,13 @@ class Connection:
         made = self.root / "cache" / "qemu" / "capabilities"
         for path in made.glob("*.xml"):
             kept = self._kept() / path.name
-            if not kept.exists() or kept.read_bytes() != path.read_bytes():
-                partial = kept.with_suffix(f".{os.getpid()}")
-                shutil.copy2(path, partial)
-                os.replace(partial, kept)
+            partial = kept.with_suffix(f".{os.getpid()}")
+            try:
+                if not kept.exists() or kept.read_bytes() != path.read_bytes():
+                    shutil.copy2(path, partial)
+                    os.replace(partial, kept)
+            except OSError:  # a full disk: the next run learns anew
+                partial.unlink(missing_ok=True)
 
     def _kept(self) -> Path:
         return cache_dir("libvirt", self.emulator.identity)

@@ -142,7 +142,8 @@ def _fetch() -> GuestKernel:
         try:
             run(["apt-get", "download", package], cwd=folder, hint=_OFFLINE)
         except HvctError as error:
-            raise HostCannot(f"the guest kernel was not fetched: {error.message}", _OFFLINE) from (
+            remedy = error.hint or _OFFLINE
+            raise HostCannot(f"the guest kernel was not fetched: {error.message}", remedy) from (
                 error
             )
         archive = next(folder.glob("*.deb"))

@@ -149,7 +149,7 @@ def kept_if_begun(run_store: store.RunStore) -> Iterator[None]:
     """
     try:
         yield
-    except (BadInput, HostCannot, Refused):
+    except (BadInput, HostCannot, Refused, OSError):
         run_store.discard()
         raise
 
