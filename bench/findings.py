@@ -51,13 +51,17 @@ def kernels(run: Mapping[str, Any]) -> Iterator[Finding]:
 
 def usable_memory(run: Mapping[str, Any]) -> Iterator[Finding]:
     """With basis ``usable`` what a guest has available must be the limit, within 2 %."""
-    limits = {item["name"]: item.get("limits") or {} for item in run["plan"]["workloads"]}
+    limits = {item["name"]: item.get("limits") for item in run["plan"]["workloads"]}
     for item in run["receipts"]:
-        limit = limits.get(item["workload"], {})
+        limit = limits.get(item["workload"])
+        if not isinstance(limit, dict):
+            continue
         size, available = limit.get("memory_bytes"), item["receipt"].get("mem_available_bytes")
         known = ARMS.get(item["arm"])
         guest = known is not None and known.backend == "vm"
-        if not guest or limit.get("memory_basis") != MemoryBasis.USABLE or not size:
+        if not guest or limit.get("memory_basis") != MemoryBasis.USABLE:
+            continue
+        if not isinstance(size, int) or size <= 0:
             continue
         if not re.fullmatch(r"\d+", str(available)):
             continue
@@ -134,9 +138,7 @@ def shared_cpus(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         )
 
 
-def _share(
-    trials: Sequence[Mapping[str, Any]], name: str, bad: Any
-) -> dict[str, tuple[int, int]]:
+def _share(trials: Sequence[Mapping[str, Any]], name: str, bad: Any) -> dict[str, tuple[int, int]]:
     """Arm → how many of its trials have a bad reading, and how many have one at all."""
     found: dict[str, tuple[int, int]] = {}
     for trial in trials:

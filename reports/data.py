@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from bench import arms as bench_arms
+from bench import findings
 from bench.errors import BadInput, oserror
 from bench.identity import PairIdentity, compare
-from bench.model import Outcome
+from bench.model import Finding, Outcome
 from bench.store import RUN_FILE, TRIALS_FILE, load
 
 HINT = "the file was changed by hand or damaged; restore it from a copy"
@@ -42,6 +43,10 @@ class Run:
         marks: one row per event: ``trial``, ``event``, ``at_s`` since requested.
         disturbances: one row per reading: ``trial``, ``name``, ``value``.
         resolution_s: per event, the largest error of its stamp.
+        error_s: per (workload, arm, event), the median error of its stamp.
+        attributed: per (workload, arm), the median part of the host's CPU time in the work's
+            window that was the instance's; absent for short windows.
+        findings: what the run's own data warn of.
         pairs: (arm, baseline) as they are compared.
         identity: what comparing the receipts of each pair found.
         excluded: trials of blocks that were cut short.
@@ -55,6 +60,9 @@ class Run:
     marks: pd.DataFrame
     disturbances: pd.DataFrame
     resolution_s: dict[str, float]
+    error_s: dict[tuple[str, str, str], float]
+    attributed: dict[tuple[str, str], float]
+    findings: list[Finding]
     pairs: list[tuple[str, str]]
     identity: list[PairIdentity]
     excluded: int
@@ -73,11 +81,13 @@ def read(directory: Path) -> Run:
         record = _checked_record(stored.run)
         frames = _frames(record, stored.trials)
         pairs, identity = _identity(record, stored.trials)
+        warnings = findings.from_run(record, stored.trials)
     except _Wrong as wrong:
         raise BadInput(f"{directory}: {wrong}", HINT) from wrong
     return Run(
         record=record,
         **frames,
+        findings=warnings,
         pairs=pairs,
         identity=identity,
         excluded=len(stored.excluded),
@@ -220,6 +230,8 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
     heads: list[tuple[Any, ...]] = []
     samples, marks, readings = _Column("samples"), _Column("timeline"), _Column("disturbances")
     resolution: dict[str, float] = {}
+    errors: dict[tuple[str, str, str], list[float]] = {}
+    attributed: dict[tuple[str, str], list[float]] = {}
     ordered = sorted(trials, key=lambda item: (item["block"], _position(item)))
     for number, trial in enumerate(ordered):
         where = _where(trial)
@@ -255,6 +267,12 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
         for event, error_s in _is(trial.get("resolution") or {}, dict, where).items():
             error_s = _is(error_s, float, f"{where}: resolution.{event}")
             resolution[event] = max(resolution.get(event, 0.0), error_s)
+            errors.setdefault((trial["workload"], trial["arm"], event), []).append(error_s)
+        usage = _is(trial.get("usage") or {}, dict, f"{where}: usage")
+        part = (_is(usage.get("cpu") or {}, dict, f"{where}: usage.cpu")).get("attributed")
+        if part is not None:
+            part = _is(part, float, f"{where}: usage.cpu.attributed")
+            attributed.setdefault((trial["workload"], trial["arm"]), []).append(part)
     columns = ["block", "position", "arm", "workload", "outcome", "error", "kind", "reason",
                "nested", "wall_time"]  # fmt: skip
     table = pd.DataFrame(heads, columns=columns)
@@ -266,6 +284,8 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
         "marks": marks.frame(ordered, ("trial", "event", "at_s")),
         "disturbances": readings.frame(ordered, ("trial", "name", "value")),
         "resolution_s": resolution,
+        "error_s": {key: float(np.median(values)) for key, values in errors.items()},
+        "attributed": {key: float(np.median(values)) for key, values in attributed.items()},
     }
 
 

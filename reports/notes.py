@@ -24,7 +24,7 @@ def findings(
         }
         for item in run.record["findings"]
     ]
-    own = list(order)
+    own = [*run.findings, *order]
     if counts["blocks"] < counts["blocks_planned"]:
         own.append(
             Finding(

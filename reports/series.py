@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from bench.findings import doubly_cached
 from bench.model import Better, Event, Outcome, Scale
-from bench.numbers import RATIO_UNIT, format_estimate, format_value
+from bench.numbers import RATIO_UNIT, format_estimate, format_percent, format_value
 from bench.stats import quantiles, signed_rank
 from bench.stats.pairs import PairedSeries
 from bench.stats.verdict import CONFIDENCE
@@ -38,6 +39,10 @@ AT_LEAST = ("startup_", "run_wall")
 
 WORK_FAMILIES = frozenset({"cpu", "workload"})
 """Families that compare work done, so that CPU flags and mitigations must match."""
+
+EFFICIENCY = frozenset({"cpu_window", "work_per_cpu_second"})
+LEAST_ATTRIBUTED = 0.9
+"""With less of the host's CPU time attributed to the instance, efficiency is undecided."""
 
 DEFAULT_MARGIN = 0.05
 NOT_THE_SAME = "not the same work"
@@ -134,6 +139,18 @@ class Values:
                 return float(value)
         return None
 
+    @cached_property
+    def doubly_cached(self) -> set[str]:
+        """Arms whose image is held twice by the page cache."""
+        return set(doubly_cached(self.run.record))
+
+    def error(self, group: Group, arm: str) -> float:
+        """How far an arm's values can be off because of how an event was stamped, in seconds."""
+        event = group.metric.removeprefix("startup_")
+        if event == group.metric:
+            return 0.0  # in a difference of two of its stamps the error of a clock cancels
+        return self.run.error_s.get((group.workload, arm, event), 0.0)
+
     def waits(self, metric: str) -> bool:
         """Whether a timeout means that this metric took at least the limit."""
         return metric.startswith(AT_LEAST)
@@ -179,6 +196,10 @@ def paired(
                 reason = identity.refused.get(group.workload, "")
                 if about.get("family") in WORK_FAMILIES:
                     reason = reason or identity.work_refused.get(group.workload, "")
+            reason = f"{NOT_THE_SAME}: {reason}" if reason else ""
+            twice = values.doubly_cached & {arm, baseline}
+            if about.get("family") == "memory" and twice:
+                reason = reason or f"the image of {' and '.join(sorted(twice))} is cached twice"
             scale = Scale(about["scale"])
             series = PairedSeries(
                 metric=group.metric,
@@ -193,7 +214,9 @@ def paired(
                 values=_rows(values, group, arm, baseline),
                 primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
-                refused_reason=f"{NOT_THE_SAME}: {reason}" if reason else "",
+                refused_reason=reason,
+                errors=(values.error(group, arm), values.error(group, baseline)),
+                undecided_reason=_unattributed(values, group, (arm, baseline)),
                 elapsed=True
                 if values.waits(group.metric)
                 else None
@@ -204,6 +227,20 @@ def paired(
                 phrase=PHRASES.get(group.metric, ""),
             )
             yield group, series, (arm, baseline)
+
+
+def _unattributed(values: Values, group: Group, arms: tuple[str, str]) -> str:
+    """Why CPU efficiency is undecided: too much of the host's work was nobody's."""
+    if group.metric not in EFFICIENCY:
+        return ""
+    for arm in arms:
+        part = values.run.attributed.get((group.workload, arm), 1.0)
+        if part < LEAST_ATTRIBUTED:
+            return (
+                f"only {format_percent(part)} of the CPU time the host spent meanwhile is {arm}'s "
+                "own; the rest may be the kernel's work for it"
+            )
+    return ""
 
 
 def _rows(values: Values, group: Group, arm: str, baseline: str) -> list[Any]:

@@ -277,6 +277,28 @@ def test_a_timeout_of_what_is_not_a_duration_takes_its_pair_out() -> None:
         assert (c.n_pairs, c.n_timeouts, c.estimate) == (11, 1, pytest.approx(2.0))
 
 
+def test_each_arm_has_the_error_of_its_own_stamps() -> None:
+    """A coarse stamp widens by its share of that arm's value, not of the other's."""
+    arm, base = [2.0 + i / 1e4 for i in range(N)], [0.02 + i / 1e6 for i in range(N)]
+    exact = one(series(arm, base))
+    coarse = one(series(arm, base, errors=(0.01, 0.0)))
+    assert exact.low is not None and coarse.low is not None
+    assert coarse.low == pytest.approx(coarse.estimate / (1 + 0.005 / 2.0), rel=1e-3)
+    assert coarse.low < exact.low and coarse.n_below == 0
+    assert one(series(arm, base, errors=(0.0, 0.01))).low < 0.9 * coarse.low  # type: ignore[operator]
+
+
+def test_what_cannot_be_decided_stays_in_the_family() -> None:
+    """CPU time that is nobody's: figures and interval, but no decision, and no smaller family."""
+    c, other = compare_family(
+        [ratios(2.0, 0.01, undecided_reason="only 70 % is its own"),
+         ratios(2.0, 0.01, workload="nginx")]
+    )  # fmt: skip
+    assert (c.verdict, c.reason) == (Verdict.UNDECIDED, "only 70 % is its own")
+    assert c.estimate == pytest.approx(2.0) and c.family_size == 2
+    assert other.verdict is Verdict.DIFFERENT
+
+
 def test_below_the_resolution_is_a_range_and_never_the_log_of_zero() -> None:
     """All values of one arm below q: the ratio is below q / baseline, and that is a verdict."""
     c = one(series([0.0] * N, [0.03 + i / 1e5 for i in range(N)], resolution=0.001))

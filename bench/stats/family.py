@@ -94,6 +94,8 @@ class _Measured:
                 return Verdict.NO_VERDICT, f"{share} of {name} gave no value (limit 10 %)"
         if not series.primary:
             return Verdict.NO_VERDICT, "descriptive: not in the plan's primary family"
+        if series.undecided_reason:
+            return Verdict.UNDECIDED, series.undecided_reason
         if math.isnan(self.estimate):
             return Verdict.UNDECIDED, "both arms are below the resolution, or timed out"
         return None
@@ -155,13 +157,14 @@ def _beyond(series: PairedSeries, paired: Effects, side: float) -> float | None:
 
 def _effect_resolution(series: PairedSeries, paired: Effects) -> float:
     """How far one step of the measurement moves an effect: half a step in each value."""
+    steps = [max(series.resolution, error) for error in series.errors]
     if series.scale is Scale.DIFFERENCE:
-        return series.resolution
+        return sum(steps) / 2.0
     total = 0.0
-    for values in (paired.arm, paired.baseline):
+    for values, step in zip((paired.arm, paired.baseline), steps, strict=True):
         level = quantiles.median(values)
         if level is not None and level.value > 0.0:
-            total += math.log1p(series.resolution / 2.0 / level.value)
+            total += math.log1p(step / 2.0 / level.value)
     return total
 
 

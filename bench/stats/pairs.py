@@ -49,6 +49,9 @@ class PairedSeries:
         emulated: an arm ran under emulation: figures, but no judgement.
         refused_reason: why the comparison is refused ("" when it is not).
         floor: the host's A/A noise for this metric, on the scale of the margin.
+        errors: of an arm's and the baseline's own values in `unit`, where they are larger
+            than `resolution` (a stamp that was looked for, or mapped from another clock).
+        undecided_reason: why nothing can be decided whatever the values ("" when it can).
         elapsed: whether a timeout means "at least this long", so that it ranks as +inf;
             None: yes for a time of which less is better, unless it is CPU time (its name
             begins with ``cpu``): a hung trial need not have used any.
@@ -71,6 +74,8 @@ class PairedSeries:
     emulated: bool = False
     refused_reason: str = ""
     floor: float = 0.0
+    errors: tuple[float, float] = (0.0, 0.0)
+    undecided_reason: str = ""
     elapsed: bool | None = None
     timeout: float | None = None
     title: str = ""
