@@ -38,6 +38,7 @@ VERDICT_LIMIT_NS = 1_000_000_000  # from a channel's end until the worker says w
 ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
 CLOCK_RATE_ERROR = 50e-6  # of a guest's clock against the host's; 10e-6 were seen under TCG
 CONSOLE_TAIL_LINES = 4
+FIRST_PINGS = 5
 _AGENT_EVENTS = (Event.INIT, Event.STARTED, Event.LISTENING, Event.EXITED)
 _OOM_MARK = b"Out of memory: Killed process"
 
@@ -98,7 +99,11 @@ class VmInstance:
         if session is None:
             return False
         try:
-            return session.wait(event, deadline_ns)
+            happened = session.wait(event, deadline_ns)
+            if event is Event.STARTED and happened and session.exit is None:
+                # The first of two looks at the guest's clock: together they tell its rate.
+                session.ping(FIRST_PINGS)
+            return happened
         except LaunchFailed as failure:
             raise self._explain(failure) from failure
         finally:
@@ -149,9 +154,9 @@ class VmInstance:
     def synchronise(self) -> None:
         """Map the guest's stamps to the host's clock by ping-pong; `kernel` becomes known.
 
-        The guest's clock may run at a slightly other rate: an event mapped to later than
-        its arrival shows by how much, and what could have stayed unseen is allowed for; both
-        are part of its resolution.
+        With the look at its clock at `started` this tells the clock's rate too. What is
+        left of a wrong rate shows in an event mapped to later than its arrival, or to before
+        the VMM was there; that, and what could have stayed unseen, is in the resolution.
         """
         session = self._session
         if session is None or session.closed or "init" not in session.events:
@@ -167,8 +172,15 @@ class VmInstance:
                 mapped = mapping.host_ns(session.events[event])
                 late = max(late, mapped - session.received[event])
                 marks[event] = min(mapped, session.received[event])
-        error_ns = mapping.error_ns + late
-        marks[Event.KERNEL] = mapping.boot_zero_ns - late
+        spawned = marks.get(Event.SPAWNED, 0)
+        early = max(
+            0,
+            spawned
+            - min(mapping.boot_zero_ns - late, *(marks[e] for e in _AGENT_EVENTS if e in marks)),
+        )
+        error_ns = mapping.error_ns + late + early
+        marks[Event.KERNEL] = max(spawned, mapping.boot_zero_ns - late)
+        self._facts["clock_rate"] = mapping.rate
         now = time.monotonic_ns()
         for event in (Event.KERNEL, *_AGENT_EVENTS):
             if event in marks:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import record
-from bench.agent.frames import FRAME_MAX, STDIN_WINDOW, Frame, pack, unpack
+from bench.agent.frames import FRAME_MAX, STDIN_WINDOW, ClockMapping, Frame, pack, unpack
 from bench.agent.session import AgentSession, run_record
 from bench.errors import HvctError, LaunchFailed
 from bench.model import Event, Image, ImageConfig, InstanceSpec
@@ -213,3 +213,25 @@ def test_deadlines_hold() -> None:
     with pytest.raises(LaunchFailed, match="ended before it was up"):
         session.wait(Event.STARTED, time.monotonic_ns() + 1_000_000_000)
     session.close()
+
+
+def test_two_looks_at_a_clock_tell_its_rate() -> None:
+    """A guest clock that runs fast is mapped right at both ends and before the first look."""
+
+    def host(instance_ns: int) -> int:
+        return 5_000_000_000 + instance_ns * 4 // 5  # the instance's clock runs 25 % fast
+
+    def look(instance_ns: int) -> ClockMapping:
+        return ClockMapping(host(instance_ns) - instance_ns, 50_000, instance_ns, 0)
+
+    line = look(2_000_000_000).through(look(4_000_000_000))
+    for stamp in (0, 2_000_000_000, 3_000_000_000, 4_000_000_000):
+        assert abs(line.host_ns(stamp) - host(stamp)) <= 1
+    assert abs(line.boot_zero_ns - host(0)) <= 1
+
+
+def test_offsets_that_agree_within_their_errors_tell_no_rate() -> None:
+    """Noise of the round trip is not taken for a rate and stretched over the boot."""
+    first = ClockMapping(1_000_000, 60_000, 2_000_000_000, 0)
+    line = first.through(ClockMapping(1_040_000, 60_000, 2_000_300_000, 0))
+    assert line.rate == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from bench.errors import LaunchFailed
@@ -65,22 +65,43 @@ def unpack(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True)
 class ClockMapping:
-    """How the instance's CLOCK_MONOTONIC maps to the host's.
+    """How the instance's CLOCK_MONOTONIC maps to the host's, from one or two ping-pongs.
 
     Attributes:
-        offset_ns: host stamp minus instance stamp.
+        offset_ns: host stamp minus instance stamp, at `at_ns`.
         error_ns: half of the best round trip; 0 where the clock is shared.
-        boot_zero_ns: host stamp of the instance's BOOTTIME 0 (the ``kernel`` mark of a
-            VM; of no meaning where the clock is shared).
+        at_ns: the instance stamp at which the offset was measured.
+        boot_ns: instance stamp of its BOOTTIME 0 (of no meaning where the clock is shared).
+        rate: host nanoseconds per nanosecond of the instance. A guest calibrates its
+            clock while it boots, and on a busy host it may get it wrong.
     """
 
     offset_ns: int = 0
     error_ns: int = 0
-    boot_zero_ns: int = 0
+    at_ns: int = 0
+    boot_ns: int = 0
+    rate: float = 1.0
 
     def host_ns(self, stamp_ns: int) -> int:
         """The host stamp of an instance stamp."""
-        return stamp_ns + self.offset_ns
+        return stamp_ns + self.offset_ns + round((stamp_ns - self.at_ns) * (self.rate - 1.0))
+
+    @property
+    def boot_zero_ns(self) -> int:
+        """Host stamp of the instance's BOOTTIME 0: the ``kernel`` mark of a VM."""
+        return self.host_ns(self.boot_ns)
+
+    def through(self, later: ClockMapping) -> ClockMapping:
+        """The line through this point and a later one, where the two tell a rate at all.
+
+        Offsets that agree within their errors do not: then the rates are taken as equal.
+        """
+        span_ns = later.at_ns - self.at_ns
+        moved_ns = later.offset_ns - self.offset_ns
+        error_ns = self.error_ns + later.error_ns
+        if span_ns <= 0 or abs(moved_ns) <= error_ns:
+            return replace(later, error_ns=max(self.error_ns, later.error_ns))
+        return replace(self, error_ns=error_ns, rate=1.0 + moved_ns / span_ns)
 
 
 def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:

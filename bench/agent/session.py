@@ -87,6 +87,7 @@ class AgentSession:
         self._stdin_ends = False
         self._argv0 = ""
         self._pongs: dict[str, tuple[int, int, int]] = {}
+        self._anchor: ClockMapping | None = None  # the first ping-pong
         self._file = bytearray()
         self._file_end: dict[str, str] | None = None
         self._mapping: ClockMapping | None = ClockMapping() if shared_clock else None
@@ -331,7 +332,8 @@ class AgentSession:
     def ping(self, count: int = 20, timeout_s: float = 10.0) -> ClockMapping:
         """Map the instance's clock to the host's; the identity where it is shared.
 
-        The best of `count` round trips bounds the error to half its time.
+        The best of `count` round trips bounds the error to half its time. A second call
+        later tells the rate of the clock as well.
 
         Raises:
             LaunchFailed: no answer within `timeout_s`.
@@ -350,9 +352,10 @@ class AgentSession:
             if back - sent < best_ns:
                 best_ns = back - sent
                 offset = (sent + back) // 2 - mono
-                mapping = ClockMapping(offset, (best_ns + 1) // 2, offset + mono - boot)
-        self._mapping = mapping
-        return mapping
+                mapping = ClockMapping(offset, (best_ns + 1) // 2, mono, mono - boot)
+        self._mapping = mapping if self._anchor is None else self._anchor.through(mapping)
+        self._anchor = self._anchor or mapping
+        return self._mapping
 
     def fetch(self, path: str, timeout_s: float = 60.0) -> bytes:
         """The bytes of a regular file as the workload's root has it.
