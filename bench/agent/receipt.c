@@ -152,6 +152,31 @@ static void add_vulnerabilities(struct record *out) {
         closedir(listing);
 }
 
+/* What else a kernel is told to do, and programs notice. */
+static void add_settings(struct record *out) {
+    static const char *const paths[] = {
+        "/proc/sys/kernel/numa_balancing",
+        "/proc/sys/kernel/sched_autogroup_enabled",
+        "/proc/sys/net/core/rmem_max",
+        "/proc/sys/net/core/somaxconn",
+        "/proc/sys/net/core/wmem_max",
+        "/proc/sys/net/ipv4/tcp_congestion_control",
+        "/proc/sys/net/ipv4/tcp_rmem",
+        "/proc/sys/net/ipv4/tcp_wmem",
+        "/proc/sys/vm/dirty_background_ratio",
+        "/proc/sys/vm/dirty_ratio",
+        "/proc/sys/vm/max_map_count",
+        "/proc/sys/vm/swappiness",
+        "/sys/kernel/mm/transparent_hugepage/defrag",
+        "/sys/kernel/mm/transparent_hugepage/shmem_enabled",
+    };
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        char text[256];
+        if (read_text(paths[i], text, sizeof text))
+            record_add(out, "setting", "%s=%s", paths[i], text);
+    }
+}
+
 static void add_digest_level(struct record *out) {
     char text[8192];
     struct utsname name;
@@ -171,6 +196,7 @@ static void add_digest_level(struct record *out) {
     add_file(out, "entropy_avail", "/proc/sys/kernel/random/entropy_avail");
     add_file(out, "overcommit_memory", "/proc/sys/vm/overcommit_memory");
     add_file(out, "randomize_va_space", "/proc/sys/kernel/randomize_va_space");
+    add_settings(out);
 }
 
 void receipt_gather(struct record *out, const struct run *run, const char *program) {

@@ -30,7 +30,7 @@ from bench.model import Event, ExitStatus
 
 __all__ = ["AgentSession", "ClockMapping", "Frame", "OutputCallback", "run_record"]
 
-LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "vulnerability"})
+LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "setting", "vulnerability"})
 """Receipt keys that are lists even with one element, or none."""
 
 OutputCallback = Callable[[str, bytes, int], None]
