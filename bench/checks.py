@@ -330,7 +330,7 @@ def accelerator(capabilities: Sequence[Capability]) -> Iterator[Finding]:
                 f"backend.{found.backend}",
                 "problem" if found.backend in ("vm", "container", "process") else "info",
                 f"{found.backend} does not work here: {found.reason}",
-                "it is left out of comparisons",
+                "a comparison with it does not begin: leave it out with --arms",
                 found.remedy,
             )
         elif found.accelerator.emulated:

@@ -269,6 +269,8 @@ class Connection:
             self.libvirt_version = f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
             return
         reason = str(answer.get("message", "")) or self._last_words()
+        if "No module named 'libvirt" in reason:
+            raise HostCannot("libvirt's Python binding is not installed", LIBVIRT_MISSING)
         raise HostCannot(f"libvirt {self.uri} cannot be opened: {reason}", LIBVIRT_MISSING)
 
     def _last_words(self) -> str:
