@@ -26,7 +26,7 @@ from bench.receipts import loaded_files, take_receipt
 from bench.schedule import Slot
 from bench.trial import run_trial
 
-DURATION_SMOOTHING = 0.5
+DURATION_SMOOTHING = 0.3
 
 
 class Progress(Protocol):
@@ -58,6 +58,10 @@ class Durations:
         key = f"{arm}/{workload}"
         old = self.seconds.get(key, seconds)
         self.seconds[key] = old + DURATION_SMOOTHING * (seconds - old)
+
+    def guess(self, arm: str, workload: str, seconds: float) -> None:
+        """Take a first duration, where none is known: a receipt waits for no quiet host."""
+        self.seconds.setdefault(f"{arm}/{workload}", seconds)
 
     def of(self, slots: list[Slot]) -> float | None:
         """Seconds these slots will take, None when a kind was never seen."""
@@ -172,7 +176,8 @@ class Campaign:
         for workload in self.plan.workloads:
             libraries: list[str] | None = None
             for arm in arms:
-                self.progress.stage(f"identity receipt: {arm} · {workload.title}")
+                number = f"{len(receipts) + 1}/{len(arms) * len(self.plan.workloads)}"
+                self.progress.stage(f"identity receipts · {number} · {arm} · {workload.title}")
                 began = time.monotonic()
                 item: dict[str, Any] = {"arm": arm, "workload": workload.name, "receipt": {}}
                 try:
@@ -192,7 +197,7 @@ class Campaign:
                     _check_unchanged(before, store.jsonable(item["receipt"]), arm, workload)
                 item["receipt"] = item["receipt"] or before
                 receipts.append(item)
-                self.durations.note(arm, workload.name, time.monotonic() - began)
+                self.durations.guess(arm, workload.name, time.monotonic() - began)
         self.run["receipts"] = store.jsonable(receipts)
         self.run["descriptions"] = store.jsonable(descriptions)
         self.run_store.write_run(self.run)

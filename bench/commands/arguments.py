@@ -27,8 +27,6 @@ exit status:
   3 this host cannot do it · 130 interrupted (hvct resume goes on)
 """
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
 
 class Parser(argparse.ArgumentParser):
     """Complains as every other part of hvct does: one line what, one line what to do."""
@@ -44,6 +42,9 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(match[1], re.findall(r"'([^']+)'", match[2]), 1)
             hint = f"did you mean {close[0]}? {hint}" if close else hint
         raise BadInput(message, hint)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -77,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def make_parser(*, with_command: bool = False) -> argparse.ArgumentParser:
+def make_parser(*, with_command: bool = False) -> Parser:
     """The whole command line.
 
     Args:
@@ -104,7 +105,7 @@ def make_parser(*, with_command: bool = False) -> argparse.ArgumentParser:
 
 def _command(
     commands: Commands, name: str, module: str, summary: str, text: str, function: str = "main"
-) -> argparse.ArgumentParser:
+) -> Parser:
     """One command; `text` holds its examples and, after an empty line, what else to know."""
     examples, _, notes = text.strip().partition("\n\n")
     parser = commands.add_parser(
@@ -142,7 +143,6 @@ def _measuring_options(parser: argparse.ArgumentParser) -> None:
     )
     _json(parser, "print the results as JSON on standard output, nothing else")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    _machine_options(parser)
 
 
 def _compare(commands: Commands) -> None:
@@ -189,6 +189,7 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
         "--dry-run", action="store_true", help="print the plan and how long it takes, run nothing"
     )
     _measuring_options(parser)
+    _machine_options(parser)
 
 
 def _resume(commands: Commands) -> None:
@@ -331,7 +332,7 @@ hvct image import my-app.tar --name my-app
     )  # fmt: skip
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
 
-    def action(name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    def action(name: str, summary: str, examples: str) -> Parser:
         return _command(actions, name, "image", summary, examples)
 
     item = action(

@@ -10,24 +10,22 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import arms, estimate, host, journal, plan, plan_file, registry, spec, store, workloads
-from bench.backend import Backend
-from bench.campaign import Campaign
+from bench import arms, estimate, host, journal, plan, plan_file, schedule, store, workloads
 from bench.cleanup import clean_dead
+from bench.commands.execution import execute
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
-from bench.context import RunContext
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
-from bench.model import Capability, Image, NetworkMode, Outcome, Workload
-from bench.pagecache import SharedCache
+from bench.model import Outcome, Workload
 from bench.plan import Plan
+from bench.schedule import Slot
 from bench.stats.planning import QUICK_BLOCKS, check_reachable
 from bench.version import VERSION
 
@@ -41,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
         return print_plan(chosen, directory, options)
     need_root()
     with alone(options.wait, directory):
-        run = describe_run(chosen, directory)
+        run = describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
         with kept_if_begun(run_store):
             run_store.write_run(run)
@@ -61,7 +59,14 @@ def resume(options: argparse.Namespace) -> int:
             f"this is not the host, or not the state, the run began on: {'; '.join(changed[:3])}",
             "start a new run; several runs are compared with hvct report RUN RUN",
         )
+    kept = stored.run.get("options", {})
+    options.libvirt_uri = kept.get("libvirt_uri", "")
+    options.kernel = Path(kept["kernel"]) if kept.get("kernel") else None
+    check_kernel(options.kernel)
     with alone(options.wait, options.run):
+        if not remaining(chosen, stored.directory):
+            print(f"{options.run} is complete: nothing is left to measure", file=sys.stderr)
+            return finish(stored.directory, options)
         return measure(chosen, stored.run, store.RunStore(stored.directory), options)
 
 
@@ -102,23 +107,31 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> int:
     """What would be run, and how long it would take."""
-    seconds = estimate.run_seconds(chosen)
     if options.json:
         document = {
             "plan": store.jsonable(chosen),
-            "estimated_s": seconds,
+            "estimated_s": expected_s(chosen),
             "directory": str(directory),
         }
         print(json.dumps(document, indent=1))
         return 0
-    print(f"Plan    {headline(chosen)} · {estimate.phrase(seconds)} · {directory}")
-    for workload in chosen.workloads:
-        argv = shlex.join(workload.argv) if workload.argv else "(the image's own command)"
-        print(
-            f"        {workload.name:10} {workload.title} · image {workload.image}\n{'':19}{argv}"
-        )
-    print("Judged  " + ", ".join(f"{metric} of {name}" for metric, name in chosen.primary))
+    with open_progress(chosen, sys.stdout) as out:
+        out.banner("Plan", announce(chosen, directory))
+        out.banner("Arms", ", ".join(chosen.arms))
+        for workload in chosen.workloads:
+            argv = shlex.join(workload.argv) if workload.argv else "(the image's own command)"
+            out.banner("Work", f"{workload.name}: {workload.title} · image {workload.image}")
+            out.banner("", argv)
+        judged = (f"{metric} of {name}" for metric, name in chosen.primary)
+        out.banner("Judged", ", ".join(judged))
     return 0
+
+
+def expected_s(chosen: Plan, left: Sequence[Slot] | None = None) -> float:
+    """How long it will take, in seconds: images that are missing, trials, report."""
+    names = {workload.image for workload in chosen.workloads}
+    missing = [name for name in names if not image_store.built(name)]
+    return estimate.run_seconds(chosen, None, left, missing)
 
 
 def headline(chosen: Plan) -> str:
@@ -177,7 +190,7 @@ def check_kernel(kernel: Path | None) -> None:
         raise BadInput(f"--kernel {kernel} is no file", "name a vmlinux or bzImage")
 
 
-def describe_run(chosen: Plan, directory: Path) -> dict[str, Any]:
+def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything ``run.json`` holds before the first trial."""
     return {
         "id": directory.name,
@@ -186,6 +199,10 @@ def describe_run(chosen: Plan, directory: Path) -> dict[str, Any]:
         "seed": chosen.seed,
         "hvct_version": VERSION,
         "command": shlex.join(["hvct", *sys.argv[1:]]),
+        "options": {  # what resuming needs besides the plan
+            "libvirt_uri": options.libvirt_uri,
+            "kernel": str(options.kernel.absolute()) if options.kernel else None,
+        },
         "plan": {
             **store.jsonable(chosen),
             "pairs": arms.pairs(chosen.arms),
@@ -207,149 +224,44 @@ def measure(
 ) -> int:
     """Prepare, run what is not stored yet, report. Returns the exit code."""
     directory = run_store.directory
-    network = any(workload.network is NetworkMode.BRIDGE for workload in chosen.workloads)
-    with open_progress(chosen, quiet=options.quiet or options.json) as progress:
+    told = sys.stderr if options.json else sys.stdout
+    with open_progress(chosen, told, quiet=options.quiet) as progress:
         progress.banner("Host", host.summary_line())
+        progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
         try:
-            with journal.open_run(
-                directory, network=network, libvirt_uri=options.libvirt_uri, kernel=options.kernel
-            ) as context:
-                images = prepare_images(chosen, progress.stage)
-                run["images"] = store.jsonable(images)
-                with (
-                    # Before the helpers are started: they inherit it.
-                    pinned_away(chosen),
-                    SharedCache(context.tag) as cache,
-                    open_backends(chosen.arms, context, progress.stage) as (backends, found),
-                ):
-                    run["capabilities"] = store.jsonable(list(found.values()))
-                    record_vm(run, found, progress.banner)
-                    run["findings"] = store.jsonable(preflight(list(found.values())))
-                    run_store.write_run(run)
-                    campaign = Campaign(
-                        chosen,
-                        run,
-                        run_store,
-                        backends,
-                        images,
-                        context,
-                        cache,
-                        progress,
-                        estimate.load(),
-                    )
-                    prepare_backends(campaign, progress.stage)
-                    left = estimate.run_seconds(chosen, campaign.durations, campaign.remaining())
-                    progress.banner(
-                        "Plan", f"{headline(chosen)} · {estimate.phrase(left)} · {directory}"
-                    )
-                    campaign.execute()
-                    estimate.save(campaign.durations)
+            execute(chosen, run, run_store, options, progress)
         except KeyboardInterrupt as interrupt:
             progress.close()
             return interrupted(interrupt, f"go on with: hvct resume {shlex.quote(str(directory))}")
         run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         run_store.write_run(run)
-    return finish(directory, options)
+        progress.close()
+        return finish(directory, options)
 
 
-def prepare_images(chosen: Plan, stage: Any) -> dict[str, Image]:
-    """Every image of the plan, built where it is missing. Never inside a trial."""
-
-    def told(what: str, _fraction: float | None) -> None:
-        stage(what)
-
-    return {
-        name: image_store.prepare(name, told)
-        for name in dict.fromkeys(workload.image for workload in chosen.workloads)
-    }
+def remaining(chosen: Plan, directory: Path) -> list[Slot]:
+    """What a run has still to measure; a block cut short is measured whole again."""
+    complete = store.load(directory).complete_blocks()
+    names = [workload.name for workload in chosen.workloads]
+    slots = schedule.build(chosen.arms, names, chosen.blocks, chosen.seed)
+    return [slot for slot in slots if slot.block not in complete]
 
 
-@contextlib.contextmanager
-def open_backends(
-    names: tuple[str, ...], context: RunContext, stage: Any
-) -> Iterator[tuple[dict[str, Backend], dict[str, Capability]]]:
-    """Every arm's backend, entered and probed.
-
-    Raises:
-        HostCannot: an arm cannot run on this host; the hint is the remedy.
-    """
-    with contextlib.ExitStack() as stack:
-        backends: dict[str, Backend] = {}
-        found: dict[str, Capability] = {}
-        for arm in arms.resolve(names):
-            stage(f"trying what this host can do: {arm.name}")
-            backend = stack.enter_context(registry.make(arm, context))
-            capability = backend.probe()
-            if not capability.usable:
-                raise HostCannot(
-                    f"{arm.name}: {capability.reason}", without(capability.remedy, arm.name, names)
-                )
-            backends[arm.name] = backend
-            found[arm.name] = capability
-        yield backends, found
-
-
-def without(remedy: str, arm: str, names: tuple[str, ...]) -> str:
-    """The remedy, and how to compare the other arms meanwhile."""
-    others = [name for name in names if name != arm]
-    if len(others) < 2:
-        return remedy
-    return f"{remedy}{'; ' if remedy else ''}or compare without it: --arms {','.join(others)}"
-
-
-def record_vm(run: dict[str, Any], found: Mapping[str, Capability], banner: Any) -> None:
-    """Say on the terminal, and keep for the report, how VMs are executed here."""
-    for name, capability in found.items():
-        accelerator = capability.accelerator
-        if accelerator.kind == "none":
-            continue
-        run["accelerator"] = store.jsonable(accelerator)
-        if accelerator.emulated:
-            text = f"TCG, not KVM: {accelerator.reason}. VM figures describe an emulator."
-        else:
-            text = f"{accelerator.label}: {accelerator.reason}"
-        banner(name.upper() if name == "vm" else name, text)
-        return
-
-
-def preflight(capabilities: list[Capability]) -> list[Any]:
-    """Findings about this host that belong beside the figures."""
-    from bench.doctor import examine
-
-    return [finding for finding in examine(capabilities) if finding.level != "info"]
-
-
-def prepare_backends(campaign: Campaign, stage: Any) -> None:
-    """Mounts, guest kernel and initramfs: once per image and arm, before the clock."""
-    for name, backend in campaign.backends.items():
-        for workload in campaign.plan.workloads:
-            stage(f"preparing {name} · {workload.title}")
-            backend.prepare(campaign.make_spec(workload))
-
-
-@contextlib.contextmanager
-def pinned_away(chosen: Plan) -> Iterator[None]:
-    """Keep harness and helpers off the CPUs of the instances, where the host has some to spare."""
-    before = os.sched_getaffinity(0)
-    widest = max(workload.limits.cpus for workload in chosen.workloads)
-    free = spec.harness_cpus(spec.instance_cpus(widest)[0])
-    if free:
-        os.sched_setaffinity(0, free)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def announce(chosen: Plan, directory: Path, left: Sequence[Slot] | None = None) -> str:
+    """What is about to be done, and how long it takes."""
+    how_long = estimate.phrase(expected_s(chosen, left))
+    return f"{headline(chosen)} · {how_long} · {directory}"
 
 
 def finish(directory: Path, options: argparse.Namespace) -> int:
-    """Summary on the terminal, report in the run directory, exit code from the outcomes."""
+    """Report in the run directory, summary on the terminal, exit code from the outcomes."""
     from bench.commands import report
 
     try:
+        if not options.no_report:
+            report.write(directory, quiet=options.json)
         if options.json:
-            report.print_json(directory)
-        elif not options.no_report:
-            report.write_and_show(directory)
+            report.print_json([directory])
     except KeyboardInterrupt as interrupt:
         return interrupted(
             interrupt, f"all is measured; write it with: hvct report {shlex.quote(str(directory))}"

@@ -4,100 +4,153 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import estimate, store
 from bench.errors import BadInput
 
 FORMATS = ("html", "pdf", "json", "csv", "parquet")
+FAILURES_SHOWN = 20
 
 
 def main(options: argparse.Namespace) -> int:
     """Write the report of one or several runs."""
-    from reports import report
-
-    formats = tuple(options.format.split(","))
+    formats = tuple(dict.fromkeys(options.format.split(",")))
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"there is no format {name!r}", f"choose from {', '.join(FORMATS)}")
     if options.json:
-        return print_json(options.run[0])
-    for kind, path in report.build(options.run, formats).items():
+        return print_json(options.run)
+    from bench.commands.progress import open_stages
+    from reports import report
+
+    with open_stages(sys.stderr) as stages:
+        stages.stage("writing the report")
+        written = report.build(options.run, formats, options.output)
+    for kind, path in written.items():
         print(f"{kind:8}{path}")
     return 0
 
 
-def write_and_show(directory: Path) -> None:
-    """The end of ``hvct compare``: summary on the terminal, report beside it."""
+def write(directory: Path, *, quiet: bool = False) -> None:
+    """The end of ``hvct compare``: report in the run directory, summary on the terminal."""
     from rich.console import Console
 
+    from bench.commands.progress import open_stages
     from reports import report
 
-    written = report.build([directory], ("html", "pdf", "json"))
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=quiet)
+    began = time.monotonic()
+    with open_stages(sys.stderr) as stages:
+        if console.is_terminal:
+            stages.stage("writing the report")
+        written = report.build([directory], ("html", "pdf", "json"))
+    durations = estimate.load()
+    durations.note(estimate.OURS, "report", time.monotonic() - began)
+    estimate.save(durations)
     console.print()
     console.print(report.summary(directory))
     names = [path.name if index else str(path) for index, path in enumerate(written.values())]
     console.print(f"Report  {' · '.join(names)}", soft_wrap=True)
 
 
-def print_json(directory: Path) -> int:
+def print_json(directories: Sequence[Path]) -> int:
     """The numbers of the report, as JSON on standard output."""
     from reports import report
 
-    print(report.as_json([directory]))
+    print(report.as_json(directories))
     return 0
 
 
 def list_runs(options: argparse.Namespace) -> int:
     """One line per stored run."""
-    rows: list[dict[str, Any]] = []
-    for path in store.find_runs(options.directory):
-        try:
-            stored = store.load(path)
-        except BadInput as error:
-            rows.append({"run": str(path), "error": error.message})
-            continue
-        plan = stored.run["plan"]
-        rows.append(
-            {
-                "run": str(path),
-                "created": stored.run.get("created"),
-                "ended": stored.run.get("ended"),
-                "arms": plan["arms"],
-                "workloads": [workload["name"] for workload in plan["workloads"]],
-                "blocks": plan.get("blocks"),
-                "blocks_done": len(stored.complete_blocks()),
-                "outcomes": dict(Counter(trial["outcome"] for trial in stored.trials)),
-            }
-        )
+    if not options.directory.is_dir() and options.directory != Path("runs"):
+        raise BadInput(f"{options.directory} is no folder", "name the one that holds your runs")
+    rows = [describe(path) for path in store.find_runs(options.directory)]
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
     if not rows:
         print(f"no runs in {options.directory}; make one with: hvct compare")
-    for row in rows:
-        if "error" in row:
-            print(f"{row['run']}  {row['error']}")
-            continue
-        state = "done" if row["ended"] else f"resume: hvct resume {row['run']}"
-        outcomes = ", ".join(f"{count} {name}" for name, count in row["outcomes"].items())
-        print(
-            f"{row['run']}  {row['blocks_done']}/{row['blocks']} blocks"
-            f"  {','.join(row['arms'])}  {outcomes or 'no trials'}  {state}"
-        )
+        return 0
+    table = [("RUN", "BEGUN (UTC)", "BLOCKS", "ARMS", "TRIALS"), *map(columns, rows)]
+    widths = [max(len(row[number]) for row in table) for number in range(len(table[0]))]
+    for row in table:
+        cells = zip(row, widths, strict=True)
+        print("  ".join(f"{cell:{width}}" for cell, width in cells).rstrip())
+    unfinished = [row["run"] for row in rows if "error" not in row and not row["ended"]]
+    if unfinished:
+        print(f"\nnot complete: go on with hvct resume {shlex.quote(unfinished[-1])}")
     return 0
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """One stored run as data; what is wrong with it, where it cannot be read."""
+    try:
+        stored = store.load(path)
+    except BadInput as error:
+        return {"run": str(path), "error": error.message}
+    plan = stored.run["plan"]
+    return {
+        "run": str(path),
+        "created": stored.run.get("created"),
+        "ended": stored.run.get("ended"),
+        "arms": plan["arms"],
+        "workloads": [workload["name"] for workload in plan["workloads"]],
+        "blocks": plan.get("blocks"),
+        "blocks_done": len(stored.complete_blocks()),
+        "outcomes": dict(Counter(trial["outcome"] for trial in stored.trials)),
+    }
+
+
+def columns(row: dict[str, Any]) -> tuple[str, ...]:
+    """One run in the words of the table."""
+    if "error" in row:
+        return row["run"], "", "", "", f"unreadable: {row['error']}"
+    outcomes = ", ".join(f"{count} {name}" for name, count in row["outcomes"].items())
+    return (
+        row["run"],
+        str(row["created"] or "")[:16].replace("T", " "),
+        f"{row['blocks_done']}/{row['blocks']}",
+        ",".join(row["arms"]),
+        outcomes or "none",
+    )
+
+
 def show(options: argparse.Namespace) -> int:
-    """The summary of one run on the terminal."""
+    """The summary of one run on the terminal, and every trial that did not end well."""
     if options.json:
-        return print_json(options.run)
+        return print_json([options.run])
+    stored = store.load(options.run)
     from rich.console import Console
 
     from reports import report
 
-    Console(highlight=False).print(report.summary(options.run))
+    console = Console(highlight=False)
+    facts = describe(options.run)
+    done = f"{facts['blocks_done']} of {facts['blocks']} blocks"
+    state = "complete" if facts["ended"] else f"go on with: hvct resume {options.run}"
+    command = stored.run.get("command", "")
+    for label, text in (("Run", f"{options.run} · {done} · {state}"), ("Command", command)):
+        console.print(f"[bold]{label:8}[/bold]", end="")
+        console.print(text, markup=False, soft_wrap=True)
+    if stored.trials:
+        console.print(report.summary(options.run))
+    bad = [trial for trial in stored.trials if trial["outcome"] != "ok"]
+    for trial in bad[:FAILURES_SHOWN]:
+        print(
+            f"Trial   block {trial['block'] + 1} · {trial['arm']} · {trial['workload']}:"
+            f" {trial['outcome']}: {trial.get('error')}"
+            + (f" · {options.run / trial['logs']}" if trial.get("logs") else "")
+        )
+    if len(bad) > FAILURES_SHOWN:
+        print(f"        and {len(bad) - FAILURES_SHOWN} more")
+    for path in sorted(options.run.glob("report.*")):
+        print(f"Report  {path}")
     return 0

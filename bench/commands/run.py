@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,13 @@ def main(options: argparse.Namespace) -> int:
 def prepared_image(name: str) -> Image:
     """The image, built first where that is needed; what is being done is shown."""
     with contextlib.ExitStack() as stack:
-        telling: list[Any] = []
+        telling: list[Callable[[str, float | None], None]] = []
 
         def told(what: str, fraction: float | None) -> None:
-            if not telling:  # hardly ever: costs an import
-                from bench.commands.progress import open_stages
+            if not telling:  # seldom, and costs an import
+                from bench.commands.progress import open_stages, told_to
 
-                telling.append(stack.enter_context(open_stages(sys.stderr)))
+                telling.append(told_to(stack.enter_context(open_stages(sys.stderr))))
             telling[0](what, fraction)
 
         return images.prepare(name, told)

@@ -40,6 +40,11 @@ def check_name(name: str) -> None:
         )
 
 
+def built(name: str) -> bool:
+    """True when the image of this name is in the cache."""
+    return index.load(name) is not None
+
+
 def resolve(name: str) -> Image:
     """The image of this name, as it is in the cache now.
 

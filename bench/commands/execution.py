@@ -1,0 +1,175 @@
+"""Carrying out a plan on this host: images, backends, preflight, then its trials.
+
+What `bench.commands.compare` does between the plan and the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bench import arms, estimate, journal, registry, spec, store
+from bench.backend import Backend
+from bench.campaign import Campaign
+from bench.commands.progress import RunProgress, told_to
+from bench.context import RunContext
+from bench.errors import BadInput, HostCannot
+from bench.image import store as image_store
+from bench.model import Capability, Image, NetworkMode
+from bench.pagecache import SharedCache
+from bench.plan import Plan
+
+
+def execute(
+    chosen: Plan,
+    run: dict[str, Any],
+    run_store: store.RunStore,
+    options: argparse.Namespace,
+    progress: RunProgress,
+) -> None:
+    """Set up what the plan needs, run its trials, and undo what was set up."""
+    network = any(workload.network is NetworkMode.BRIDGE for workload in chosen.workloads)
+    durations = estimate.load()
+    with (
+        saying_so(progress),
+        journal.open_run(
+            run_store.directory,
+            network=network,
+            libvirt_uri=options.libvirt_uri,
+            kernel=options.kernel,
+        ) as context,
+    ):
+        images = prepare_images(chosen, run, told_to(progress))
+        began = time.monotonic()
+        with (
+            # Before the helpers are started: they inherit it.
+            pinned_away(chosen),
+            SharedCache(context.tag) as cache,
+            open_backends(chosen.arms, context, progress.stage) as (backends, found),
+        ):
+            run["capabilities"] = store.jsonable(list(found.values()))
+            record_vm(run, found, progress.banner)
+            run["findings"] = store.jsonable(preflight(list(found.values())))
+            run_store.write_run(run)
+            campaign = Campaign(
+                chosen, run, run_store, backends, images, context, cache, progress, durations
+            )
+            prepare_backends(campaign, progress.stage)
+            durations.note(estimate.OURS, "prepare", time.monotonic() - began)
+            try:
+                campaign.execute()
+            finally:
+                estimate.save(durations)
+
+
+@contextlib.contextmanager
+def saying_so(progress: RunProgress) -> Iterator[None]:
+    """Say at once that an interrupt has arrived: undoing takes a moment."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.stage("interrupted; undoing what was set up")
+        raise
+
+
+def prepare_images(
+    chosen: Plan, run: dict[str, Any], told: Callable[[str, float | None], None]
+) -> dict[str, Image]:
+    """Every image of the plan, built where it is missing. Never inside a trial.
+
+    Raises:
+        BadInput: the run began with another image of that name.
+    """
+    names = dict.fromkeys(workload.image for workload in chosen.workloads)
+    images = {name: image_store.prepare(name, told) for name in names}
+    for name, image in images.items():
+        before = run["images"].get(name, {}).get("digest", image.digest)
+        if before != image.digest:
+            raise BadInput(
+                f"image {name} is not what it was when the run began: it was {before[:19]},"
+                f" is {image.digest[:19]}",
+                "start a new run",
+            )
+    run["images"] = store.jsonable(images)
+    return images
+
+
+@contextlib.contextmanager
+def open_backends(
+    names: tuple[str, ...], context: RunContext, stage: Any
+) -> Iterator[tuple[dict[str, Backend], dict[str, Capability]]]:
+    """Every arm's backend, entered and probed.
+
+    Raises:
+        HostCannot: an arm cannot run on this host; the hint is the remedy.
+    """
+    with contextlib.ExitStack() as stack:
+        backends: dict[str, Backend] = {}
+        found: dict[str, Capability] = {}
+        for arm in arms.resolve(names):
+            stage(f"trying what this host can do: {arm.name}")
+            backend = stack.enter_context(registry.make(arm, context))
+            capability = backend.probe()
+            if not capability.usable:
+                raise HostCannot(
+                    f"{arm.name}: {capability.reason}", without(capability.remedy, arm.name, names)
+                )
+            backends[arm.name] = backend
+            found[arm.name] = capability
+        yield backends, found
+
+
+def without(remedy: str, arm: str, names: tuple[str, ...]) -> str:
+    """The remedy, and how to compare the other arms meanwhile."""
+    others = [name for name in names if name != arm]
+    if len(others) < 2:
+        return remedy
+    return f"{remedy}{'; ' if remedy else ''}or compare without it: --arms {','.join(others)}"
+
+
+def record_vm(run: dict[str, Any], found: Mapping[str, Capability], banner: Any) -> None:
+    """Say on the terminal, and keep for the report, how VMs are executed here."""
+    for name, capability in found.items():
+        accelerator = capability.accelerator
+        if accelerator.kind == "none":
+            continue
+        run["accelerator"] = store.jsonable(accelerator)
+        if accelerator.emulated:
+            text = f"TCG, not KVM: {accelerator.reason}. VM figures describe an emulator."
+        else:
+            text = f"{accelerator.label}: {accelerator.reason}"
+        banner(name.upper() if name == "vm" else name, text)
+        return
+
+
+def preflight(capabilities: list[Capability]) -> list[Any]:
+    """Findings about this host that belong beside the figures."""
+    from bench.doctor import examine
+
+    return [finding for finding in examine(capabilities) if finding.level != "info"]
+
+
+def prepare_backends(campaign: Campaign, stage: Any) -> None:
+    """Mounts, guest kernel and initramfs: once per image and arm, before the clock."""
+    for name, backend in campaign.backends.items():
+        for workload in campaign.plan.workloads:
+            stage(f"preparing {name} · {workload.title}")
+            backend.prepare(campaign.make_spec(workload))
+
+
+@contextlib.contextmanager
+def pinned_away(chosen: Plan) -> Iterator[None]:
+    """Keep harness and helpers off the CPUs of the instances, where the host has some to spare."""
+    before = os.sched_getaffinity(0)
+    widest = max(workload.limits.cpus for workload in chosen.workloads)
+    free = spec.harness_cpus(spec.instance_cpus(widest)[0])
+    if free:
+        os.sched_setaffinity(0, free)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
