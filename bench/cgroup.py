@@ -277,9 +277,17 @@ class Cgroup:
     # -- ending ----------------------------------------------------------------------
 
     def kill(self) -> None:
-        """SIGKILL everything in it; a fork bomb cannot outrun this."""
-        for directory in self.directories:
-            tree.kill(directory)
+        """SIGKILL everything in it; a fork bomb cannot outrun this.
+
+        By the list of one hierarchy: it is part of a bare process's teardown. Who left that
+        one is killed by `remove`.
+        """
+        settings = (("pids", "pids.max", "0"), ("cpu", "cpu.cfs_quota_us", "-1"))
+        for controller, file, value in settings:
+            if self.where.version == 1 and controller in self.where.controllers:
+                with contextlib.suppress(HvctError):  # no more forks; a throttled task dies late
+                    write_text(self.directory(controller) / file, value)
+        tree.kill(self.directory("memory"))
 
     def remove(self, timeout_s: float = REMOVE_TIMEOUT_S) -> None:
         """Kill what is left and remove it; does nothing the second time.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import grp
 import json
 import os
@@ -463,6 +464,8 @@ def main(argv: list[str]) -> int:
     if failure:
         worker.control.send(json.dumps({"event": "failed", "message": failure[0]}).encode())
         return 1
+    gc.collect()
+    gc.freeze()  # what is there stays: no collection walks over it while a VM starts
     version = worker.connection.getLibVersion()
     with contextlib.suppress(OSError):  # the harness may be dead: `serve` notices, and we clean up
         worker.control.send(json.dumps({"event": "ready", "libvirt": version}).encode())
