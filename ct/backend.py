@@ -136,7 +136,7 @@ class LauncherBackend(ABC):
         return Capability(
             self.name,
             True,
-            version=platform.release(),
+            version=f"Linux {platform.release()}",
             details={"cgroup": f"v{version}", "launcher": str(worker.pid)},
         )
 

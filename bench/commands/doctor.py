@@ -4,55 +4,86 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
-from bench.commands.rights import need_root
 from bench.doctor import examine
 from bench.errors import HvctError
-from bench.model import Capability
+from bench.model import Capability, Finding
 
 MARKS = {"info": "ok", "warning": "!!", "problem": "NO"}
+NAME_WIDTH = 16
+NOT_A_TERMINAL = 100  # columns
 
 
 def main(options: argparse.Namespace) -> int:
     """Probe every arm by doing, examine the host, say both. Exit 3 when an arm cannot run."""
-    need_root()
-    clean_dead()
     capabilities = probe(options)
-    findings = examine(capabilities)
+    # Without root there is one reason for everything, and it has a finding of its own.
+    findings = examine(capabilities if os.geteuid() == 0 else ())
     usable = all(capability.usable for capability in capabilities)
     if options.json:
         document = {
+            "usable": usable,
             "host": host.fingerprint(),
             "capabilities": store.jsonable(capabilities),
             "findings": store.jsonable(findings),
         }
         print(json.dumps(document, indent=1))
         return 0 if usable else 3
-    print(f"Host    {host.summary_line()}\n")
+    print_text("Host    ", host.summary_line())
+    print()
     for capability in capabilities:
-        label = capability.accelerator.label
-        name = f"{capability.backend} ({label})" if label else capability.backend
-        state = "works" if capability.usable else "does not work"
-        print(f"{name:16} {state}: {capability.reason or capability.version}")
-        if capability.accelerator.reason:
-            print(f"{'':16} {capability.accelerator.reason}")
-        if not capability.usable and capability.remedy:
-            print(f"{'':16} → {capability.remedy}")
+        print_capability(capability)
     print()
     for finding in findings:
-        print(f"{MARKS[finding.level]}  {finding.message}")
-        for line in (finding.meaning, finding.remedy and f"→ {finding.remedy}"):
-            if line and finding.level != "info":
-                print(f"    {line}")
+        print_finding(finding)
     return 0 if usable else 3
+
+
+def print_text(head: str, text: str) -> None:
+    """A paragraph that hangs behind its head, as wide as the terminal."""
+    width = shutil.get_terminal_size((NOT_A_TERMINAL, 0)).columns
+    lines = textwrap.wrap(text, max(30, width - len(head)), break_on_hyphens=False)
+    for number, line in enumerate(lines):
+        print(f"{head if number == 0 else ' ' * len(head)}{line}")
+
+
+def print_capability(capability: Capability) -> None:
+    """What one arm can do, how, and why."""
+    label = capability.accelerator.label
+    name = f"{capability.backend} ({label})" if label else capability.backend
+    state = "works" if capability.usable else "does not work"
+    why = capability.reason or capability.version
+    print_text(f"{name:{NAME_WIDTH}} ", f"{state}: {why}" if why else state)
+    if capability.accelerator.reason:
+        print_text(f"{'':{NAME_WIDTH}} ", capability.accelerator.reason)
+    if not capability.usable and capability.remedy:
+        print_text(f"{'':{NAME_WIDTH}} → ", capability.remedy)
+
+
+def print_finding(finding: Finding) -> None:
+    """What was seen; where it matters also what it means and what to do."""
+    print_text(f"{MARKS[finding.level]}  ", finding.message)
+    if finding.level != "info":
+        if finding.meaning:
+            print_text("    ", finding.meaning)
+        if finding.remedy:
+            print_text("    → ", finding.remedy)
 
 
 def probe(options: argparse.Namespace) -> list[Capability]:
     """What each of the default arms can do here; a probe that breaks is an answer too."""
+    if os.geteuid() != 0:
+        why, remedy = "it needs root (namespaces, cgroups, a bridge)", "sudo hvct doctor"
+        return [Capability(name, False, why, remedy) for name in arms.DEFAULT_ARMS]
+    clean_dead()
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="hvct-doctor-") as folder,
@@ -61,12 +92,15 @@ def probe(options: argparse.Namespace) -> list[Capability]:
         ) as context,
     ):
         for arm in arms.resolve(arms.DEFAULT_ARMS):
+            if sys.stderr.isatty():
+                print(f"\rtrying {arm.name} … \033[K", end="", file=sys.stderr, flush=True)
             try:
                 with registry.make(arm, context) as backend:
                     found.append(backend.probe())
-            except (HvctError, ImportError) as error:
-                hint = (
-                    error.hint if isinstance(error, HvctError) else "run ./hvct once to install it"
-                )
-                found.append(Capability(arm.backend, False, str(error), hint))
+            except HvctError as error:
+                found.append(Capability(arm.backend, False, error.message, error.hint))
+            except ImportError as error:
+                found.append(Capability(arm.backend, False, str(error), "./hvct setup"))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
     return found
