@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from bench.commands.arguments import make_parser, parse
-from bench.errors import HostCannot, HvctError, Terminated, oserror
+from bench.errors import HvctError, Terminated, oserror
 
 DEBUG_VARIABLE = "HVCT_DEBUG"
 
@@ -73,9 +73,9 @@ def _handler(parsed: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
 
 
 def _described(error: OSError) -> HvctError:
-    described = oserror("access", os.fsdecode(error.filename or "a file"), error)
-    if error.filename is None and not isinstance(described, HostCannot):
-        described = HvctError(os.strerror(error.errno) if error.errno else str(error))
+    described = oserror("access", os.fsdecode(error.filename or ""), error)
+    if error.filename is None:  # most likely our own output
+        described.message = os.strerror(error.errno) if error.errno else str(error)
     described.hint = described.hint or f"{DEBUG_VARIABLE}=1 shows where"
     described.__cause__ = error
     return described

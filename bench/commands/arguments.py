@@ -38,9 +38,15 @@ class Parser(argparse.ArgumentParser):
             BadInput: always.
         """
         hint = f"{self.prog} --help shows how"
-        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            close = difflib.get_close_matches(match[1], re.findall(r"'([^']+)'", match[2]), 1)
-            hint = f"did you mean {close[0]}? {hint}" if close else hint
+        choice = re.fullmatch(
+            r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
+        )
+        if choice:
+            what = choice[1].strip("-").lower()
+            message = f"there is no {what} {choice[2]!r}"
+            choices = re.findall(r"'([^']+)'", choice[3])
+            close = difflib.get_close_matches(choice[2], choices, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
         raise BadInput(message, hint)
 
 
@@ -60,7 +66,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if "--" in options:
         place = options.index("--")
         options, argv = options[:place], options[place + 1 :]
-    parsed = make_parser(with_command=argv is not None).parse_args(options)
+    parsed, unknown = make_parser(with_command=argv is not None).parse_known_args(options)
+    if unknown:
+        name = "" if parsed.command is None else f" {parsed.command}"
+        what = "option" if unknown[0].startswith("-") else "argument"
+        raise BadInput(
+            f"hvct{name} knows no {what} {unknown[0]!r}", f"hvct{name} --help shows what it knows"
+        )
     if parsed.command == "run":
         words = parsed.words if argv is None else argv
         if argv is None and words and words[0].startswith("-"):
@@ -224,7 +236,8 @@ every command. Whatever the instance wrote is gone when it has ended.
     parser.add_argument("image", metavar="IMAGE", help="busybox, default, or an imported one")
     if not with_command:
         # Options after the image would be taken for its command, and the other way round.
-        parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        words = parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        words.required = False
     parser.add_argument(
         "--arm", default="container", metavar="ARM",
         help=f"of {', '.join(ARMS)}; default: container",
