@@ -224,8 +224,8 @@ class VmInstance:
         if code:
             # What QEMU printed is in libvirt's own word, which comes a moment later.
             late_ns = time.monotonic_ns() + VERDICT_LIMIT_NS
-            link.await_that(lambda: bool(link.failure), late_ns)
-            reason = f": {_last_line(link.failure)}" if link.failure else ""
+            told = link.await_that(lambda: bool(link.failure), late_ns)
+            reason = f": {_last_line(link.failure)}" if told else ""
             return LaunchFailed(f"QEMU ended with status {code}{reason}{said}", "run ./hvct doctor")
         doing = "before its agent ran" if session is None or not session.hello else "by itself"
         return LaunchFailed(

@@ -1,4 +1,7 @@
-"""Every command's arguments, help and examples, as data for `bench.cli`. Imports little."""
+"""Every command's arguments, help and examples, as data for `bench.cli`. Imports little.
+
+Longer than other files: a user meets all commands at once, and they must sound alike.
+"""
 
 from __future__ import annotations
 
