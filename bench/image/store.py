@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.errors import BadInput, HvctError
+from bench.errors import BadInput, HostCannot, HvctError
 from bench.image import busybox, debian, index, oci
 from bench.image.index import Progress, silent
 from bench.image.users import ids_of
@@ -41,8 +41,11 @@ def check_name(name: str) -> None:
 
 
 def built(name: str) -> bool:
-    """True when the image of this name is in the cache."""
-    return index.load(name) is not None
+    """True when the image of this name is in the cache (there may be no cache at all)."""
+    try:
+        return index.load(name) is not None
+    except HostCannot:
+        return False
 
 
 def resolve(name: str) -> Image:
