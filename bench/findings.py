@@ -19,6 +19,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
     return [
         *kernels(run),
         *usable_memory(run),
+        *sizes_seen(run),
         *double_cache(run),
         *cold_files(trials),
         *restless(trials),
@@ -74,6 +75,22 @@ def usable_memory(run: Mapping[str, Any]) -> Iterator[Finding]:
                 "started",
                 "its workload had more or less memory than in the other arms",
                 "remove the folder vm/memory of hvct's cache: the reserve is then measured anew",
+            )
+
+
+def sizes_seen(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """A container sees the host's CPUs, a guest its own: programs that look may do other work."""
+    seen = {item["arm"]: item["receipt"].get("cpus_online") for item in run["receipts"]}
+    for arm, baseline in pairs(run["plan"]["arms"]):
+        own, other = seen.get(arm), seen.get(baseline)
+        if own and other and own != other:
+            yield Finding(
+                "cpus-seen-differ",
+                "info",
+                f"{arm} shows its workload CPUs {shown(own)}, {baseline} CPUs {shown(other)}",
+                "all may use equally many, but a program that starts a thread for each CPU it "
+                "sees starts more in one of them (the same goes for memory)",
+                "tell the workload its number of threads",
             )
 
 

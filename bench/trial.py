@@ -179,7 +179,7 @@ def _live(
     readings.cpu_exited = instance.cpu()
     readings.host_exited = Snapshot.take(helpers=readings.helpers)
     if not instance.wait(Event.EXITED, time.monotonic_ns() + SHIP_LIMIT_NS):
-        raise TrialTimeout("the workload had ended, but its output did not arrive within 60 s")
+        raise HvctError("the workload had ended, but its output did not arrive within 60 s")
 
 
 def _wait_ready(

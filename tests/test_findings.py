@@ -50,6 +50,15 @@ def test_another_kernel_is_told_with_the_rows_it_concerns() -> None:
     assert "memory" in finding.meaning and "redis" in finding.meaning
 
 
+def test_other_numbers_of_cpus_seen_are_told() -> None:
+    """Equal CPUs to use do not make equal CPUs to see."""
+    record = run()
+    record["receipts"][0]["receipt"]["cpus_online"] = "0"
+    record["receipts"][1]["receipt"]["cpus_online"] = "0-1"
+    (finding,) = from_run(record, [])
+    assert (finding.code, finding.level) == ("cpus-seen-differ", "info")
+
+
 def test_memory_that_was_not_given_is_told() -> None:
     """Beyond 2 % of the limit the arms did not have the same memory."""
     record = run()
