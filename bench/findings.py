@@ -12,6 +12,14 @@ from bench.model import Finding, MemoryBasis, NetworkMode
 
 USABLE_TOLERANCE = 0.02  # of the limit: what a guest has available at `started`
 BUSY_SHARE = 0.10  # of an arm's trials that may have begun on a restless host
+DISTURBED: dict[str, tuple[float, str]] = {
+    "steal_cpus": (0.05, "CPU time was stolen by the machine below"),
+    "pswpin_per_s": (0.0, "the host swapped"),
+    "pswpout_per_s": (0.0, "the host swapped"),
+    "throttled_periods_per_s": (0.0, "the harness's own group was throttled"),
+    "thermal_throttles_per_s": (0.0, "a CPU was too hot"),
+}
+"""Readings of a trial above which its block is called disturbed, and what they say."""
 
 
 def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -23,6 +31,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *double_cache(run),
         *cold_files(trials),
         *restless(trials),
+        *disturbed(trials),
         *shared_cpus(trials),
     ]
 
@@ -139,6 +148,26 @@ def restless(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
                 "others used CPU or disk: times are longer and spread more, in every arm",
                 "end other work on the host; the section on disturbances shows what it was",
             )
+
+
+def disturbed(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Blocks in which something happened that no settling waits for."""
+    blocks: dict[str, set[object]] = {}
+    for trial in trials:
+        readings = trial.get("disturbances") or {}
+        for name, (limit, text) in DISTURBED.items():
+            value = readings.get(name)
+            if isinstance(value, int | float) and value > limit:
+                blocks.setdefault(text, set()).add(trial.get("block"))
+    total = len({trial.get("block") for trial in trials})
+    for text, hit in blocks.items():
+        yield Finding(
+            "blocks-disturbed",
+            "warning",
+            f"in {len(hit)} of {total} blocks {text}",
+            "arms of one block may not have had the same host; no block was left out for it",
+            "run again on a host of which you have all",
+        )
 
 
 def shared_cpus(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -75,6 +75,14 @@ def test_an_image_cached_twice_is_a_problem() -> None:
     assert doubly_cached(record) == ["container"]
 
 
+def test_disturbed_blocks_are_counted_once() -> None:
+    """Stolen time and swapping are told by block, whatever the number of trials."""
+    trials = [trial("vm", steal_cpus=0.2) | {"block": 1}, trial("container", steal_cpus=0.3)
+              | {"block": 1}, trial("vm", steal_cpus=0.01) | {"block": 2}]  # fmt: skip
+    (finding,) = from_run(run(), trials)
+    assert finding.code == "blocks-disturbed" and "in 1 of 2 blocks" in finding.message
+
+
 def test_the_state_of_the_host_is_told_by_arm() -> None:
     """Restless host, cold files, CPUs shared with the harness."""
     trials = [trial("vm", settle_flagged=1.0, image_resident=0.9), trial("container")]
