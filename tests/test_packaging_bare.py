@@ -39,6 +39,18 @@ set +e
 exit $?
 """
 
+# The way people try a bare root: / is then no mount point, and whoever mounts must see to that.
+PLAIN_CHROOT = """
+set -e
+root=$1; folder=$2; shift 2
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
+set +e
+chroot "$root" /bin/sh -c 'cd "$1" && shift && exec "$@"' sh "$folder" "$@"
+exit $?
+"""
+
 
 def bare_root_archive() -> Path:
     """A minimal distribution root as a tar file, made once for this distribution release."""
@@ -97,9 +109,9 @@ class BareRoot:
                 lent.setdefault(name, value)
         return lent
 
-    def start(self, *argv: str, folder: str = FOLDER) -> subprocess.Popen[str]:
+    def start(self, *argv: str, folder: str = FOLDER, enter: str = ENTER) -> subprocess.Popen[str]:
         """Start a command inside; killing it kills all it started."""
-        inside = ["sh", "-c", ENTER, "sh", str(self.path), folder, *argv]
+        inside = ["sh", "-c", enter, "sh", str(self.path), folder, *argv]
         return subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", *inside],
             env=self.environment,
@@ -192,6 +204,16 @@ def test_the_package_list_suffices(bare: BareRoot) -> None:
     pdf = bare.folder / "runs/one/report.pdf"
     assert pdf.read_bytes().startswith(b"%PDF")
     assert pdf.stat().st_size > 20_000, "hardly anything is in it"
+
+
+@pytest.mark.vm
+def test_a_plain_chroot_is_root_enough(bare: BareRoot) -> None:
+    """Where / is no mount point hvct gives itself one, and every arm runs."""
+    need_set_up(bare)
+    for arm in ("process", "container", "vm"):
+        command = ("./hvct", "run", "--arm", arm, "busybox", "--", "echo", arm)
+        out, _ = bare.finish(bare.start(*command, enter=PLAIN_CHROOT))
+        assert out == f"{arm}\n"
 
 
 def test_later_starts_touch_no_package_client(bare: BareRoot) -> None:
