@@ -167,9 +167,7 @@ class Campaign:
             BadInput: it has, since the run began.
         """
         receipts: list[dict[str, Any]] = []
-        known = {
-            (item["arm"], item["workload"]): item["receipt"] for item in self.run["receipts"]
-        }
+        known = {(item["arm"], item["workload"]): item["receipt"] for item in self.run["receipts"]}
         descriptions = dict(self.run.get("descriptions", {}))
         # The arm that starts quickest lists the files, for all.
         arms = sorted(self.plan.arms, key=lambda arm: arm.startswith("vm"))

@@ -1,4 +1,7 @@
-"""Importing OCI layouts and docker save archives, good, unusual and hostile ones."""
+"""Importing OCI layouts and docker save archives, good, unusual and hostile ones.
+
+Over 400 lines, since every archive is made by hand here, beside the test that reads it.
+"""
 
 from __future__ import annotations
 
