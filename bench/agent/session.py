@@ -246,8 +246,7 @@ class AgentSession:
             self.hello = fields
             self._note("init", int(fields["monotonic_ns"]), now)
         elif kind == Frame.EVENT:
-            stamp = int(fields["monotonic_ns"])
-            self._note(fields["name"], stamp, now)
+            self._note(fields["name"], stamp := int(fields["monotonic_ns"]), now)
             self.doubt.setdefault(fields["name"], stamp - int(fields.get("since_ns", stamp)))
         elif kind == Frame.EXIT:
             self.exit = ExitStatus(
