@@ -26,7 +26,7 @@ from bench.model import (
     Trial,
     Workload,
 )
-from bench.readiness import OUTPUT_KINDS, OutputWatch, probe
+from bench.readiness import NETWORK_KINDS, OUTPUT_KINDS, OutputWatch, probe
 from bench.schedule import Slot
 
 STOP_GRACE_S = 5.0
@@ -134,6 +134,7 @@ def _run_trial(
     except HvctError as error:
         trial.outcome, trial.error = Outcome.FAILED, _one_line(error)
     if instance is not None:
+        _bound_listening(instance, workload)
         trial.timeline = instance.timeline.seconds()
         trial.resolution = {
             event.value: value / 1e9 for event, value in instance.timeline.resolution_ns.items()
@@ -148,6 +149,15 @@ def _run_trial(
     shared = os.sched_getaffinity(0) & set(spec.cpu_set)
     trial.disturbances["harness_shares_cpu"] = float(bool(shared))
     return trial
+
+
+def _bound_listening(instance: Instance, workload: Workload) -> None:
+    """A port is looked at now and then, and was open when it answered: never later than that."""
+    marks, resolution = instance.timeline.marks_ns, instance.timeline.resolution_ns
+    late = marks.get(Event.LISTENING, 0) - marks.get(Event.READY, 1 << 62)
+    if workload.ready.kind in NETWORK_KINDS and late > 0:
+        marks[Event.LISTENING] = marks[Event.READY]
+        resolution[Event.LISTENING] = max(0, resolution.get(Event.LISTENING, 0) - late)
 
 
 def _live(
