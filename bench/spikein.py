@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import schedule, store
+from bench.arms import ARMS
 from bench.backend import Backend
 from bench.campaign import Campaign, Progress
 from bench.context import RunContext
@@ -117,17 +118,35 @@ def plan_of(control: Control, arms: Sequence[str], seed: int, blocks: int | None
     return Plan(name, tuple(arms), control.workloads, count, seed, (), {}, experiment="spike-in")
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a campaign needs besides its plan; the caller opened it and closes it."""
+
+    backends: Mapping[str, Backend]
+    images: Mapping[str, Image]
+    context: RunContext
+    shared_cache: SharedCache
+    progress: Progress
+
+
 def run(
-    control: Control,
-    plan: Plan,
-    directory: Path,
-    backends: Mapping[str, Backend],
-    images: Mapping[str, Image],
-    context: RunContext,
-    shared_cache: SharedCache,
-    progress: Progress,
+    control: Control, plan: Plan, directory: Path, surroundings: Surroundings
 ) -> list[Recovery]:
     """Measure a control into a new run directory and say what was recovered.
+
+    Raises:
+        HvctError: see `measure`.
+    """
+    stored = measure(plan, directory, surroundings)
+    return [
+        recovery(stored, control, injection, arm)
+        for arm in plan.arms
+        for injection in control.injections
+    ]
+
+
+def measure(plan: Plan, directory: Path, surroundings: Surroundings) -> store.StoredRun:
+    """Run a plan's workloads against each other and read back what was stored.
 
     The caller keeps the harness off the instances' CPUs, as for any campaign.
 
@@ -135,18 +154,26 @@ def run(
         HvctError: an arm could not be prepared, or the directory not be written.
     """
     run_store = store.RunStore.create(directory)
-    record = {"plan": store.jsonable(plan), "receipts": [], "descriptions": {}}
+    record = {"plan": store.jsonable(plan), "receipts": _receipts_held(plan), "descriptions": {}}
     run_store.write_run(record)
-    campaign = SpikeIn(plan, record, run_store, backends, images, context, shared_cache, progress)
+    s = surroundings
+    campaign = SpikeIn(
+        plan, record, run_store, s.backends, s.images, s.context, s.shared_cache, s.progress
+    )
     for arm in plan.arms:
         for workload in plan.workloads:
-            backends[arm].prepare(campaign.make_spec(workload))
+            s.backends[arm].prepare(campaign.make_spec(workload))
     campaign.execute()
-    stored = store.load(directory)
+    return store.load(directory)
+
+
+def _receipts_held(plan: Plan) -> list[dict[str, object]]:
+    """VMs take none here: same program, same arm, and two or three boots for each workload."""
     return [
-        recovery(stored, control, injection, arm)
+        {"arm": arm, "workload": workload.name, "receipt": {}}
         for arm in plan.arms
-        for injection in control.injections
+        if ARMS[arm].backend == "vm"
+        for workload in plan.workloads
     ]
 
 
