@@ -18,7 +18,7 @@ from bench.errors import BadInput
 from bench.version import VERSION
 
 EPILOG = """examples:
-  hvct compare                            the quick suite as VM, container, process
+  hvct compare                            the quick suite in all three ways
   hvct compare redis nginx --blocks 12    two of its workloads, more blocks
   hvct compare --plan mine.toml           your own workloads
   hvct run busybox -- echo hello          one container

@@ -68,7 +68,7 @@ class Stages:
                 refresh_per_second=FRAMES_PER_S,
                 transient=True,
             )
-            self._live.start()
+            self._live.start(refresh=True)
 
     def _stage_line(self, spinner: Spinner) -> RenderableType:
         line = Table.grid(expand=True)

@@ -31,7 +31,8 @@ def main(options: argparse.Namespace) -> int:
     from reports import report
 
     with open_stages(sys.stderr) as stages:
-        stages.stage("writing the report")
+        if sys.stderr.isatty():
+            stages.stage("writing the report")
         written = report.build(options.run, formats, options.output)
     for kind, path in written.items():
         print(f"{kind:8}{path}")

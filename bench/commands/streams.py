@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from tty import setraw
 
 from bench.backend import Instance
-from bench.errors import HvctError, oserror
+from bench.errors import oserror
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 CHUNK = 65536
@@ -99,8 +99,7 @@ def _write(stream: str, data: bytes, _stamp_ns: int) -> None:
             raise
         except OSError as error:
             name = "standard error" if stream == "stderr" else "standard output"
-            failure = oserror("write", name, error)
-            raise HvctError(failure.message, "make room, or send it elsewhere") from error
+            raise oserror("write", name, error) from error
 
 
 @contextlib.contextmanager
