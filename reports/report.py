@@ -83,15 +83,18 @@ def as_json(run_dirs: Sequence[Path]) -> str:
         return export.as_json(_data(_read(run_dirs)))
 
 
-def summary(run_dir: Path) -> RenderableType:
+def summary(run_dir: Path, *, accelerator: bool = True) -> RenderableType:
     """The run in one table, for the terminal.
+
+    Args:
+        accelerator: begin with how virtual machines were executed.
 
     Raises:
         BadInput: see `build`.
     """
     from reports import terminal
 
-    return terminal.summary(_data(_read([run_dir])).runs[0])
+    return terminal.summary(_data(_read([run_dir])).runs[0], accelerator=accelerator)
 
 
 @contextmanager

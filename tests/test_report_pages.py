@@ -279,6 +279,15 @@ def test_the_terminal_shows_the_primary_metrics(built: dict[str, Path]) -> None:
             assert row["effect"]["text"] in words
     assert "start-up to ready, redis" in words and "emulated" in words
     assert max(map(len, text.getvalue().splitlines())) <= 140
+    narrow = io.StringIO()
+    Console(file=narrow, width=80, force_terminal=False).print(
+        report.summary(built["html"].parent, accelerator=False)
+    )
+    lines = narrow.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in run["comparisons"]:  # pair by pair, no row broken into several lines
+        if row["primary"]:
+            assert any(row["effect"]["text"] in line for line in lines)
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:

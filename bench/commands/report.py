@@ -10,13 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import estimate, store
 from bench.errors import BadInput
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 FORMATS = ("html", "pdf", "json", "csv", "parquet")
 FAILURES_SHOWN = 20
+LABEL_WIDTH = 10
 
 
 def main(options: argparse.Namespace) -> int:
@@ -56,9 +60,9 @@ def write(directory: Path, *, quiet: bool = False) -> None:
     durations.note(estimate.OURS, "report", time.monotonic() - began)
     estimate.save(durations)
     console.print()
-    console.print(report.summary(directory))
+    console.print(report.summary(directory, accelerator=False))  # it was said at the beginning
     names = [path.name if index else str(path) for index, path in enumerate(written.values())]
-    console.print(f"Report  {' · '.join(names)}", soft_wrap=True)
+    console.print(f"Report    {' · '.join(names)}", soft_wrap=True)
 
 
 def print_json(directories: Sequence[Path]) -> int:
@@ -137,21 +141,22 @@ def show(options: argparse.Namespace) -> int:
     facts = describe(options.run)
     done = f"{facts['blocks_done']} of {facts['blocks']} blocks"
     state = "complete" if facts["ended"] else f"go on with: hvct resume {options.run}"
-    command = stored.run.get("command", "")
-    for label, text in (("Run", f"{options.run} · {done} · {state}"), ("Command", command)):
-        console.print(f"[bold]{label:8}[/bold]", end="")
-        console.print(text, markup=False, soft_wrap=True)
+    say(console, "Run", f"{options.run} · {done} · {state}")
+    say(console, "Command", str(stored.run.get("command", "")))
     if stored.trials:
         console.print(report.summary(options.run))
     bad = [trial for trial in stored.trials if trial["outcome"] != "ok"]
     for trial in bad[:FAILURES_SHOWN]:
-        print(
-            f"Trial   block {trial['block'] + 1} · {trial['arm']} · {trial['workload']}:"
-            f" {trial['outcome']}: {trial.get('error')}"
-            + (f" · {options.run / trial['logs']}" if trial.get("logs") else "")
-        )
+        where = f"block {trial['block'] + 1} · {trial['arm']} · {trial['workload']}"
+        log = f" · {options.run / trial['logs']}" if trial.get("logs") else ""
+        say(console, "Trial", f"{where}: {trial['outcome']}: {trial.get('error')}{log}")
     if len(bad) > FAILURES_SHOWN:
-        print(f"        and {len(bad) - FAILURES_SHOWN} more")
+        say(console, "", f"and {len(bad) - FAILURES_SHOWN} more")
     for path in sorted(options.run.glob("report.*")):
-        print(f"Report  {path}")
+        say(console, "Report", str(path))
     return 0
+
+
+def say(console: Console, label: str, text: str) -> None:
+    """One fact on one line, however long: it may be copied."""
+    console.print(f"{label:{LABEL_WIDTH}}{text}", markup=False, soft_wrap=True)
