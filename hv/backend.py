@@ -51,6 +51,7 @@ from hv.initramfs import Initramfs, initramfs
 from hv.instance import VmInstance
 from hv.kernel import GuestKernel, guest_kernel
 from hv.probe import Verdict, decide
+from hv.tsc import host_tsc_khz
 
 BOOT_LIMIT_S = 20.0  # for the kernel to reach init under KVM, where 0.3 s is usual
 MEASURE_LIMIT_S = 60.0  # for the boot that measures the guest's reserve
@@ -175,7 +176,9 @@ class VmBackend:
     def prepare(self, spec: InstanceSpec) -> None:
         """Worker, kernel, initramfs, accelerator, and the guest's RAM: in no trial."""
         self.check(spec)
-        _ = self.connection, self.verdict
+        if self.verdict.accelerator.emulated:
+            host_tsc_khz()
+        _ = self.connection
         self._archive(spec)
         self._size(spec)
         if spec.security is Security.SAME:
@@ -250,6 +253,7 @@ class VmBackend:
                 verbose_console=self.verbose_console,
                 disabled_features=verdict.disabled_features,
                 cpu_set=spec.cpu_set if cgroup is None else (),
+                tsc_khz=host_tsc_khz() if verdict.accelerator.emulated else 0,
             )
             xml = domain_xml(plan)
             link = connection.start(plan.name, xml, plan.channel)

@@ -86,6 +86,7 @@ class DomainPlan:
         verbose_console: all kernel messages rather than only a panic's.
         disabled_features: CPU features taken from the guest.
         cpu_set: host CPUs for all of QEMU's threads, where no cgroup sets them.
+        tsc_khz: frequency of the time stamp counter an emulated guest reads; 0: unknown.
     """
 
     name: str
@@ -104,6 +105,7 @@ class DomainPlan:
     verbose_console: bool = False
     disabled_features: tuple[str, ...] = ()
     cpu_set: tuple[int, ...] = ()
+    tsc_khz: int = 0
 
 
 def domain_name(spec: InstanceSpec) -> str:
@@ -121,6 +123,8 @@ def command_line(plan: DomainPlan) -> str:
     words = [*_COMMAND_LINE, "console=ttyS0"]
     if plan.kind == "tcg":
         words += _EMULATED_COMMAND_LINE
+        if plan.tsc_khz:  # measured while it boots on a busy host, it can be wrong four times over
+            words.append(f"tsc_early_khz={plan.tsc_khz}")
     if plan.verbose_console:
         words.remove("quiet")
         words += ["ignore_loglevel", "printk.time=1"]

@@ -20,6 +20,7 @@ from hv.domain import (
     domain_xml,
     vcpu_count,
 )
+from hv.tsc import host_tsc_khz
 
 PLAN = DomainPlan(
     name="hvct-r1-0001",
@@ -151,3 +152,19 @@ def test_measured_size_converges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     seen = len(boots)
     assert memory.guest_size(spec, "key", measure) == first and len(boots) == seen
     assert memory.guest_size(spec, "other kernel", measure) == first and len(boots) > seen
+
+
+def test_an_emulated_guest_is_told_its_clocks_rate() -> None:
+    """It would measure it while it boots, on a busy host wrongly; under KVM it is told anyway."""
+    assert "tsc_early_khz=2600000" in command_line(
+        dataclasses.replace(PLAN, kind="tcg", tsc_khz=2600000)
+    )
+    assert "tsc_early_khz" not in command_line(dataclasses.replace(PLAN, kind="tcg"))
+    assert "tsc_early_khz" not in command_line(dataclasses.replace(PLAN, tsc_khz=2600000))
+
+
+def test_the_counters_rate_is_measured_alike_every_time() -> None:
+    """Two measurements of a counter of constant speed agree; without one there is no figure."""
+    first = host_tsc_khz()
+    host_tsc_khz.cache_clear()
+    assert host_tsc_khz() == pytest.approx(first, rel=1e-3)
