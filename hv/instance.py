@@ -1,7 +1,4 @@
-"""One running virtual machine: the worker's word about QEMU, and the agent's channel.
-
-A few lines over 400: the same methods in the same order as ``ct/instance.py``.
-"""
+"""One running virtual machine: the worker's word about QEMU, and the agent's channel."""
 
 from __future__ import annotations
 
@@ -9,25 +6,14 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from bench.agent.instance import AGENT_EVENTS, AgentInstance, final_counters
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup
-from bench.errors import HvctError, LaunchFailed
-from bench.model import (
-    Accelerator,
-    CpuUsage,
-    Event,
-    ExitStatus,
-    InstanceSpec,
-    MemoryUsage,
-    NetworkMode,
-    ProcessMemory,
-    Timeline,
-)
+from bench.errors import LaunchFailed
+from bench.model import Accelerator, Event, InstanceSpec, Timeline
 from hv.connection import DomainLink
 
 if TYPE_CHECKING:
@@ -39,11 +25,10 @@ ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
 CLOCK_RATE_ERROR = 50e-6  # of a guest's clock against the host's; 10e-6 were seen under TCG
 CONSOLE_TAIL_LINES = 4
 FIRST_PINGS = 5
-_AGENT_EVENTS = (Event.INIT, Event.STARTED, Event.LISTENING, Event.EXITED)
 _OOM_MARK = b"Out of memory: Killed process"
 
 
-class VmInstance:
+class VmInstance(AgentInstance):
     """What `bench.backend.Instance` asks for, over the worker and the agent's channel.
 
     Args:
@@ -63,63 +48,25 @@ class VmInstance:
         resources: contextlib.ExitStack,
         facts: dict[str, object],
     ) -> None:
-        self.spec = spec
-        self.timeline = timeline
+        super().__init__(spec, timeline, cgroup, network)
         self.accelerator = accelerator
         self.connect_host = spec.address.ip if spec.address else ""
         self.link = link
-        self.cgroup = cgroup
         self._run_pairs = run_pairs
-        self._network = network
         self._console_path = console_path
         self._console = b""
         self._resources = resources
         self._facts = facts
-        self._session: AgentSession | None = None
-        self._on_output: Callable[[str, bytes, int], None] | None = None
-        self._keep_output = True
-        self._released: dict[str, float] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
     # -- following ---------------------------------------------------------------------
 
     def wait(self, event: Event, deadline_ns: int) -> bool:
         """Handle what arrives until `event` has happened or the deadline passed."""
-        session = self._connected(deadline_ns)
-        if session is None:
-            return False
-        try:
-            happened = session.wait(event, deadline_ns)
-            if event is Event.STARTED and happened and session.exit is None:
-                # The first of two looks at the guest's clock: together they tell its rate.
-                session.ping(FIRST_PINGS)
-            return happened
-        except LaunchFailed as failure:
-            raise self._explain(failure) from failure
-        finally:
-            self._note_events()
-
-    def pump(self, timeout_s: float) -> None:
-        """Handle whatever has arrived, waiting at most `timeout_s` for something."""
-        if self._session is None:
-            self._connected(time.monotonic_ns() + int(timeout_s * 1e9))
-            return
-        self._session.pump(timeout_s)
-        self._note_events()
-        if self._session.error:
-            raise self._session.error
-        if self._session.closed and self._session.exit is None and self._released is None:
-            raise self._explain(LaunchFailed("the virtual machine ended without saying why"))
+        happened = super().wait(event, deadline_ns)
+        if event is Event.STARTED and happened and self.exit is None:
+            # The first of two looks at the guest's clock: together they tell its rate.
+            self._need_session().ping(FIRST_PINGS)
+        return happened
 
     def _connected(self, deadline_ns: int) -> AgentSession | None:
         """The session, once QEMU has opened the channel; RUN is sent at that moment."""
@@ -146,7 +93,7 @@ class VmInstance:
         """Until clocks are compared, an event's arrival stands for it."""
         if self._session is None:
             return
-        for event in _AGENT_EVENTS:
+        for event in AGENT_EVENTS:
             if event not in self.timeline.marks_ns and event in self._session.received:
                 stamp = self._session.received[event]
                 self.timeline.mark(event, stamp, ARRIVAL_RESOLUTION_NS)
@@ -167,7 +114,7 @@ class VmInstance:
             raise self._explain(failure) from failure
         marks, resolution = self.timeline.marks_ns, self.timeline.resolution_ns
         late = 0
-        for event in _AGENT_EVENTS:
+        for event in AGENT_EVENTS:
             if event in session.events:
                 mapped = mapping.host_ns(session.events[event])
                 late = max(late, mapped - session.received[event])
@@ -176,13 +123,13 @@ class VmInstance:
         early = max(
             0,
             spawned
-            - min(mapping.boot_zero_ns - late, *(marks[e] for e in _AGENT_EVENTS if e in marks)),
+            - min(mapping.boot_zero_ns - late, *(marks[e] for e in AGENT_EVENTS if e in marks)),
         )
         error_ns = mapping.error_ns + late + early
         marks[Event.KERNEL] = max(spawned, mapping.boot_zero_ns - late)
         self._facts["clock_rate"] = mapping.rate
         now = time.monotonic_ns()
-        for event in (Event.KERNEL, *_AGENT_EVENTS):
+        for event in (Event.KERNEL, *AGENT_EVENTS):
             if event in marks:
                 drift_ns = int((now - marks[event]) * CLOCK_RATE_ERROR)
                 resolution[event] = error_ns + drift_ns + session.doubt.get(event, 0)
@@ -233,44 +180,9 @@ class VmInstance:
         )
 
     @property
-    def exit(self) -> ExitStatus | None:
-        """How the workload ended, None while it runs."""
-        return self._session.exit if self._session else None
-
-    @property
-    def stdout(self) -> bytes:
-        """What arrived so far (all of it after EXITED)."""
-        return self._session.stdout if self._session else b""
-
-    @property
-    def stderr(self) -> bytes:
-        """What arrived so far (all of it after EXITED)."""
-        return self._session.stderr if self._session else b""
-
-    @property
-    def receipt(self) -> dict[str, object]:
-        """What the agent reported about what really runs."""
-        return self._session.receipt if self._session else {}
-
-    @property
     def up(self) -> bool:
         """True once the agent runs in the guest."""
         return self._session is not None and bool(self._session.hello)
-
-    def watch_output(
-        self, callback: Callable[[str, bytes, int], None], *, keep: bool = True
-    ) -> None:
-        """Have `callback(stream, data, host stamp)` called for output as it arrives."""
-        self._on_output, self._keep_output = callback, keep
-        if self._session is not None:
-            self._session.on_output, self._session.keep_output = callback, keep
-
-    def fileno(self) -> int:
-        """What to poll for `pump` to have work."""
-        return self._need_session().fileno()
-
-    def check_listener(self, port: int) -> None:
-        """A guest holds nobody else's sockets."""
 
     def console(self) -> bytes:
         """What the guest's kernel complained about: errors and worse, a panic above all."""
@@ -287,39 +199,6 @@ class VmInstance:
             return kept[panics[0]]
         return " · ".join(kept[-CONSOLE_TAIL_LINES:])
 
-    # -- acting ------------------------------------------------------------------------
-
-    def send_stdin(self, data: bytes) -> None:
-        """Pass bytes to the workload's stdin; b"" closes it."""
-        self._need_session().send_stdin(data)
-
-    @property
-    def stdin_pending(self) -> int:
-        """Bytes passed to `send_stdin` that have not left yet."""
-        return self._need_session().stdin_pending
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell the workload's terminal its size."""
-        self._need_session().window(rows, columns)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the workload (through the agent)."""
-        self._need_session().signal(number)
-
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Stop signal, then SIGKILL after the grace; returns at EXITED."""
-        self.timeline.mark(Event.STOP_REQUESTED, time.monotonic_ns())
-        try:
-            self._need_session().stop(self.spec.stop_signal, grace_s)
-        except LaunchFailed as failure:
-            raise self._explain(failure) from failure
-        finally:
-            self._note_events()
-
-    def fetch(self, path: str) -> bytes:
-        """The bytes of a regular file as seen from inside (untimed trials only)."""
-        return self._need_session().fetch(path)
-
     def _need_session(self) -> AgentSession:
         session = self._connected(time.monotonic_ns() + END_LIMIT_NS)
         if session is None:
@@ -327,18 +206,6 @@ class VmInstance:
         return session
 
     # -- accounting --------------------------------------------------------------------
-
-    def cpu(self) -> CpuUsage | None:
-        """CPU time of QEMU, vCPUs and emulator together; None without accounting."""
-        return self.cgroup.cpu() if self.cgroup else None
-
-    def memory(self) -> MemoryUsage | None:
-        """Memory charged to QEMU's cgroup now; None without accounting."""
-        return self.cgroup.memory() if self.cgroup else None
-
-    def process_memory(self) -> ProcessMemory | None:
-        """PSS and RSS of QEMU with its guest RAM; None without accounting."""
-        return self.cgroup.process_memory() if self.cgroup else None
 
     def oom_kills(self) -> int:
         """Processes killed for lack of memory, by the guest's kernel or by the host's.
@@ -374,7 +241,7 @@ class VmInstance:
             self._end()
             self.oom_kills()
             if self.cgroup:
-                final.update(_counters(self.cgroup))
+                final.update(final_counters(self.cgroup))
                 self.cgroup.remove()
             self.timeline.mark(Event.RELEASED, time.monotonic_ns())
         usage = self.link.usage
@@ -403,31 +270,6 @@ class VmInstance:
                 f"QEMU of {self.spec.id} (pid {link.pid}) outlived SIGKILL by 10 s",
                 "it is stuck in the kernel: look at its stack in /proc",
             )
-
-    def wait_network_released(self, deadline_ns: int) -> bool:
-        """Wait until the kernel has dropped its tap; marks NETWORK_RELEASED."""
-        address = self.spec.address
-        if self.spec.network is NetworkMode.BRIDGE and address and self._network:
-            if not self._network.wait_link_gone(address.link, deadline_ns):
-                return False
-            self.timeline.mark(Event.NETWORK_RELEASED, time.monotonic_ns(), 1_000_000)
-        return True
-
-
-def _counters(cgroup: Cgroup) -> dict[str, float]:
-    """The cgroup's final values: exact, since nothing runs in it any more."""
-    final: dict[str, float] = {}
-    with contextlib.suppress(HvctError):
-        usage = cgroup.cpu()
-        final["cgroup_cpu_s"] = usage.total_s
-        final["cgroup_user_s"] = usage.user_s
-        final["cgroup_system_s"] = usage.system_s
-        final["throttled_s"] = usage.throttled_s
-    with contextlib.suppress(HvctError):
-        peak = cgroup.memory().peak_bytes
-        if peak is not None:
-            final["peak_bytes"] = float(peak)
-    return final
 
 
 def _one_line(text: str) -> str:
