@@ -122,15 +122,16 @@ class RunStore:
         line = json.dumps({"format": FORMAT, **jsonable(trial)}, allow_nan=False).encode() + b"\n"
         path = self.directory / TRIALS_FILE
         try:
-            with path.open("ab+") as handle:
+            # Unbuffered: what a full disk did not take must not be written once more on closing.
+            with path.open("ab+", buffering=0) as handle:
                 end = handle.seek(0, os.SEEK_END)
                 if end:
                     handle.seek(end - 1)
                     if handle.read(1) != b"\n":
                         line = b"\n" + line
                 try:
-                    handle.write(line)
-                    handle.flush()
+                    while line:
+                        line = line[handle.write(line) :]
                     os.fsync(handle.fileno())
                 except OSError:
                     os.ftruncate(handle.fileno(), end)

@@ -1,0 +1,220 @@
+"""What the fault tests share: hvct as a user starts it, and what a run can leave on the host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import cleanup, journal
+from bench.cgroupfs import layout
+from bench.context import RUN_VARIABLE, runtime_root
+
+GONE_S = 5.0  # everything of a dead run is gone by then
+
+PRIVATE = "mount --make-rprivate / && "
+"""Begins a script for `hidden`: its mounts are seen by nobody else."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def says(self, code: int, *words: str) -> None:
+        """One line says what is wrong, one what to do, both free of Python's own words."""
+        assert self.code == code, self
+        assert "Traceback" not in self.err and "defect" not in self.err, self.err
+        lines = self.err.rstrip("\n").split("\n")
+        assert len(lines) >= 2, self.err
+        what, remedy = lines[-2:]
+        assert re.match(r"hvct( \w+)?: \S", what), self.err
+        assert re.match(r" {6}\S", remedy), self.err
+        for word in words:
+            assert re.search(word, what) or re.search(word, remedy), (word, self.err)
+
+
+def argv_of(*arguments: str | Path, python: Sequence[str] = ()) -> list[str]:
+    """The command line of hvct with these arguments."""
+    return [*(python or [sys.executable]), "-m", "bench.cli", *map(str, arguments)]
+
+
+def hvct(
+    *arguments: str | Path,
+    before: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float = 300.0,
+) -> Done:
+    """Run hvct to its end.
+
+    Args:
+        before: a command that starts it (``unshare``, ``setpriv``).
+    """
+    process = subprocess.Popen(
+        [*before, *argv_of(*arguments)],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return Done(process.returncode, _text(out), _text(err))
+
+
+def hidden(script: str) -> list[str]:
+    """For ``before``: a mount namespace of its own in which a shell script ran first."""
+    return ["unshare", "--mount", "sh", "-ec", f'{PRIVATE}{script}\nexec "$@"', "sh"]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+class Harness:
+    """An hvct that is still running, with everything of its that is on the host."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        # A session of its own, so that a Ctrl-C can be sent as a terminal sends it: to all.
+        self.process = subprocess.Popen(
+            argv_of(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.began = time.monotonic()
+
+    @property
+    def tag(self) -> str:
+        """The name prefix of its run, "" before it has one."""
+        for record in journal.journals():
+            if record.pid == self.process.pid:
+                return record.tag
+        return ""
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+        """Wait until something is so, while it runs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < deadline, self.end()
+            time.sleep(0.01)
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """Ctrl-C, as a terminal sends it: to the whole foreground process group."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the harness alone."""
+        self.process.kill()
+
+    def end(self, seconds: float = 60.0) -> Done:
+        """Wait for its end (killing it where that does not come); output and errors are one."""
+        try:
+            out, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, _ = self.process.communicate()
+        return Done(self.process.returncode, "", _text(out))
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the helpers and instances that carry the mark of its run."""
+        return marked(self.tag) if self.tag else {}
+
+
+def marked(tag: str) -> dict[int, str]:
+    """Processes that carry the mark of a run (any run: ""), with their command lines."""
+    found = {}
+    mark = f"{RUN_VARIABLE}={tag}".encode()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ")
+            for word in words:
+                if word == mark or (not tag and word.startswith(mark)):
+                    found[int(entry)] = f"{word.partition(b'=')[2].decode()}: {_text(line)[:120]}"
+    return found
+
+
+def traces() -> dict[str, str]:
+    """Everything of any run that is on this host: what it is → whose (a tag, "" for nobody's)."""
+    found = {}
+    for pid, line in marked("").items():
+        found[f"process {pid} {line}"] = line.partition(":")[0]
+    for mount in layout().mounts:
+        for group in (mount / "hvct").glob("r????"):
+            found[str(group)] = group.name
+    for name in os.listdir("/sys/class/net"):
+        if match := re.fullmatch(r"(?:hvct)?(r[0-9a-f]{4})(?:-.*)?", name):
+            found[f"link {name}"] = match[1]
+    for path in runtime_root().iterdir():
+        if path.name[0] in ".r":
+            found[str(path)] = path.name.lstrip(".").partition(".")[0]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if match := re.match(rf"{runtime_root()}/(r[0-9a-f]{{4}})\b", line.split(" ")[4]):
+            found[f"mount {line.split(' ')[4]}"] = match[1]
+    for device, file in cleanup.loop_devices():
+        if "hvct" in file.parts:
+            found[f"loop device {device} on {file}"] = ""
+    return found
+
+
+def left(before: dict[str, str]) -> list[str]:
+    """What is there that was not before, and belongs to no run that is alive."""
+    now = traces()
+    alive = {record.tag for record in journal.live()}
+    if alive:
+        alive.add("")  # a live run's, perhaps
+    return [what for what, tag in now.items() if what not in before and tag not in alive]
+
+
+def await_gone(before: dict[str, str], seconds: float = GONE_S) -> list[str]:
+    """What is still there after a while."""
+    deadline = time.monotonic() + seconds
+    while (rest := left(before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return rest
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Fail where what happens inside leaves anything on this host."""
+    before = traces() if runtime_root().is_dir() else {}
+    yield
+    assert await_gone(before) == []
+
+
+def trials(directory: Path) -> list[dict[str, Any]]:
+    """Every trial that is stored, in order; a line that is only half there yet is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (directory / "trials.jsonl").read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def shell(*words: str | Path) -> str:
+    """Words as a shell takes them."""
+    return shlex.join(map(str, words))

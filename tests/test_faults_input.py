@@ -1,0 +1,413 @@
+"""Bad input and hosts that cannot, through the command line: two lines, an exit code, no traces."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import faults
+import pytest
+
+from bench.image.index import host_architecture
+
+pytestmark = pytest.mark.root
+
+NATIVE = ("--arms", "container,process")
+QUICKEST = (*NATIVE, "--blocks", "7", "--quiet", "--wait", "--no-report")
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Whatever a test does, nothing of it stays on the host."""
+    with faults.nothing_left():
+        yield
+
+
+# --- plans --------------------------------------------------------------------------------
+
+GOOD = """\
+name = "p"
+
+[[workload]]
+name = "w"
+image = "busybox"
+argv = ["true"]
+"""
+
+WRONG_PLANS = {
+    "unknown key": ("bloks = 9\n" + GOOD, "bloks", "did you mean blocks"),
+    "unknown key of a workload": (GOOD + 'imgae = "x"\n', "imgae", "did you mean image"),
+    "unknown key of limits": (GOOD + "limits = {cpu = 1}\n", r"limits\.cpu", "docs/plan.md"),
+    "a number as text": ('blocks = "12"\n' + GOOD, "blocks", "valid integer"),
+    "a truth as number": (GOOD + "limits = {cpus = true}\n", "cpus", "valid number"),
+    "argv as text": (GOOD.replace('["true"]', '"true"'), "argv", "valid list"),
+    "argv of numbers": (GOOD.replace('["true"]', "[1]"), r"argv\.0", "valid string"),
+    "no program": (GOOD.replace('["true"]', '[""]'), "names no program", "argv"),
+    "two workloads of a name": (GOOD + GOOD.split("\n\n")[1], "'w' is there twice", "own name"),
+    "two arms of a name": ('arms = ["vm", "vm"]\n' + GOOD, "'vm' is named twice", "once"),
+    "a key twice": (GOOD + 'name = "again"\n', "not valid TOML", "line"),
+    "a metric twice": (
+        GOOD + '[[workload.metric]]\nname = "m"\nunit = "s"\nregex = "(.)"\n' * 2,
+        "metric m is there already",
+        "name of its own",
+    ),
+    "a primary metric twice": (
+        GOOD + '[[primary]]\nmetric = "teardown"\nworkload = "w"\n' * 2,
+        "teardown of 'w' twice",
+        "once",
+    ),
+    "negative memory": (GOOD + 'limits = {memory = "-5 MiB"}\n', "'-5 MiB'", "no size"),
+    "negative bytes": (GOOD + "limits = {writable = -1}\n", "writable", "must be positive"),
+    "no bytes": (GOOD + "limits = {shm = 0}\n", "shm", "must be positive"),
+    "negative time": (GOOD + "timeout_s = -1\n", "timeout_s", "greater than 0"),
+    "endless margin": (GOOD + "[margins]\nteardown = inf\n", "teardown", "finite"),
+    "unknown arm": ('arms = ["vm", "jail"]\n' + GOOD, "'jail'", "choose from vm"),
+    "unknown image": (GOOD.replace("busybox", "nope"), "no image 'nope'", "image import"),
+    "more CPUs than there are": (GOOD + "limits = {cpus = 1000}\n", "1000 CPUs", "at most"),
+    "more memory than there is": (GOOD + 'limits = {memory = "9999 GiB"}\n', "MiB", "smaller"),
+    "too few blocks": ("blocks = 2\n" + GOOD, "2 blocks", "at least 7 blocks"),
+    "no workload": ('name = "p"\n', "workload", "required"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_PLANS)
+def test_a_wrong_plan_is_refused_with_its_place(kind: str, tmp_path: Path) -> None:
+    """Exit 2; the place and what is allowed there; a dry run finds it too; no folder is made."""
+    text, *words = WRONG_PLANS[kind]
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text)
+    done = faults.hvct("compare", "--plan", plan, "--dry-run")
+    done.says(2, *words)
+
+
+def test_a_wrong_plan_touches_nothing(tmp_path: Path) -> None:
+    """Without --dry-run it is the same, and the run directory was not made."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text("bloks = 9\n" + GOOD)
+    faults.hvct("compare", "--plan", plan, "--output", tmp_path / "run").says(2, "bloks")
+    faults.hvct("compare", "--plan", "/dev/zero").says(2, "larger than 1 MiB")
+    assert list(tmp_path.iterdir()) == [plan]
+
+
+# --- the command line -----------------------------------------------------------------------
+
+WRONG_COMMANDS = {
+    "unknown workload": ("compare nope", 2, ("no workload 'nope'", "choose from hello")),
+    "unknown image": ("compare --image nope", 2, ("no image 'nope'", "hvct image import")),
+    "unknown image to run": ("run nope", 2, ("no image 'nope'", "hvct image import")),
+    "unknown arm": ("compare hello --arms vm,jail", 2, ("no arm 'jail'", "choose from")),
+    "one arm": ("compare hello --arms vm", 2, ("at least two arms", "hvct run")),
+    "too few blocks": ("compare hello --blocks 3", 2, ("3 blocks", "at least 7")),
+    "no CPUs": ("run --cpus -1 busybox -- true", 2, ("cpus",)),
+    "no number of CPUs": ("run --cpus nan busybox -- true", 2, ("CPU|cpus",)),
+    "endless CPUs": ("run --cpus inf busybox -- true", 2, ("CPU|cpus",)),
+    "too many CPUs": ("run --cpus 1000 busybox -- true", 2, ("1000 CPUs", "fewer")),
+    "negative memory": ("run --memory -5MiB busybox -- true", 2, ("memory",)),
+    "no memory": ("run --memory 0 busybox -- true", 2, ("must be positive", "256MiB")),
+    "unknown user": ("run -u nope busybox -- true", 2, ("no user 'nope'", "one of")),
+    "no kernel": ("compare hello --kernel /nope", 2, ("/nope", "vmlinux")),
+    "not found": ("run busybox -- nope", 1, ("nope: not found", "check")),
+    "not executable": ("run busybox -- /etc/passwd", 1, ("not executable", "permission")),
+    "a folder": ("run --arm process busybox -- /etc", 1, ("not executable", "permission")),
+    "hardly any memory": ("run --memory 64KiB busybox -- true", 1, ("[Mm]emory", "larger")),
+    "VM on the host's network": (
+        "run --arm vm --network host busybox -- true", 3, ("network", "none or bridge"),
+    ),
+    "VM with too little memory": (
+        "run --arm vm --memory 16MiB busybox -- true", 3, ("does not boot", "at least"),
+    ),
+    "VM larger than the host": (
+        "run --arm vm --memory 99999GiB busybox -- true", 3, ("does not fit", "less than"),
+    ),
+    "no run": ("resume /nope", 2, ("not a run directory", "hvct list")),
+    "no report": ("report /nope", 2, ("not a run directory", "hvct list")),
+    "unknown image to inspect": ("image inspect nope", 2, ("no image 'nope'", "import")),
+    "no archive": ("image import /nope", 2, ("does not exist", "path")),
+    "no tag": ("clean ../x", 2, ("not the tag", "hvct clean")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG_COMMANDS)
+def test_a_wrong_command_is_refused(kind: str, tmp_path: Path) -> None:
+    """One line what, one line what to do, the exit code, and no run directory."""
+    line, code, words = WRONG_COMMANDS[kind]
+    faults.hvct(*line.split(), cwd=tmp_path).says(code, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.vm
+def test_a_program_that_is_not_there_is_said_of_a_vm_too() -> None:
+    """The same words as of a container."""
+    done = faults.hvct("run", "--arm", "vm", "busybox", "--", "nope")
+    done.says(1, "nope: not found", "check")
+
+
+def test_a_comparison_whose_vm_cannot_boot_does_not_begin(tmp_path: Path) -> None:
+    """Too little memory for a guest is found before the first trial; no folder stays."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text(GOOD + 'limits = {memory = "16 MiB"}\n')
+    done = faults.hvct("compare", "--wait", "--plan", plan, "--output", tmp_path / "run")
+    done.says(3, "does not boot with 16 MiB", "at least")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
+    """Unless nothing is in it; what a run killed at once has left counts as nothing."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("x")
+    command = ("compare", "hello", *QUICKEST, "--output")
+    faults.hvct(*command, other).says(2, "exists already", "--output")
+    assert (other / "mine").read_text() == "x" and len(list(other.iterdir())) == 1
+    begun = tmp_path / "begun"
+    (begun / "logs").mkdir(parents=True)
+    (begun / ".run.json.4711").write_text("{")
+    assert faults.hvct(*command, begun).code == 0
+    assert len(faults.trials(begun)) == 14
+    faults.hvct(*command, begun).says(2, "exists already", "hvct resume")
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def archive(path: Path, *, architecture: str = "", layer_digest: str = "") -> Path:
+    """A ``docker save`` archive with one layer; a wrong digest may be claimed of it."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        info = tarfile.TarInfo("hello")
+        info.size = 100_000
+        tar.addfile(info, io.BytesIO(os.urandom(info.size)))
+    layer = made.getvalue()
+    config = {
+        "architecture": architecture or host_architecture(),
+        "os": "linux",
+        "config": {"Cmd": ["/hello"]},
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": ["sha256:" + (layer_digest or hashlib.sha256(layer).hexdigest())],
+        },
+    }
+    manifest = [{"Config": "config.json", "RepoTags": ["a:1"], "Layers": ["layer.tar"]}]
+    files = {
+        "manifest.json": json.dumps(manifest).encode(),
+        "config.json": json.dumps(config).encode(),
+        "layer.tar": layer,
+    }
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def truncated(path: Path) -> Path:
+    """An archive whose end is missing."""
+    content = gzip.compress(archive(path).read_bytes())
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+BAD_ARCHIVES = {
+    "no archive": (lambda path: path.write_text("hello") and path, ("damaged|no archive",)),
+    "truncated": (truncated, ("damaged|truncated",)),
+    "layer changed": (lambda path: archive(path, layer_digest="0" * 64), ("digest|damaged",)),
+    "other architecture": (
+        lambda path: archive(path, architecture="s390x"),
+        ("s390x", host_architecture()),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARCHIVES)
+def test_a_bad_archive_is_refused(kind: str, tmp_path: Path) -> None:
+    """Exit 2, and the cache holds no part of it."""
+    make, words = BAD_ARCHIVES[kind]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    made = make(tmp_path / "image.tar")
+    faults.hvct("image", "import", made, "--name", "mine", env=cache).says(2, *words)
+    rest = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert [path for path in rest if path.suffix != ".lock"] == []
+    listed = faults.hvct("image", "list", "--json", env=cache)
+    assert listed.code == 0 and json.loads(listed.out) == []
+
+
+def test_a_good_archive_is_taken(tmp_path: Path) -> None:
+    """The archives above are refused for what is wrong with them, and for nothing else."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = faults.hvct("image", "import", archive(tmp_path / "a.tar"), "--name", "m", env=cache)
+    assert done.code == 0, done
+
+
+# --- hosts that cannot ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nobody() -> tuple[str, ...]:
+    """A command prefix that makes hvct run as another user than root."""
+    asked = [*NOBODY, sys.executable, "-c", "import bench.cli"]
+    if shutil.which("setpriv") is None or subprocess.run(asked, capture_output=True).returncode:
+        pytest.skip("another user cannot reach this Python or this checkout")
+    return NOBODY
+
+
+def test_another_user_is_told_to_be_root(nobody: tuple[str, ...]) -> None:
+    """Everything that measures asks for root; what only reads works."""
+    home = {"HOME": "/nonexistent", "XDG_CACHE_HOME": ""}
+    outside = Path("/")  # the tests' own folders are root's alone
+    for line in ("compare hello", "run busybox -- true", "clean"):
+        done = faults.hvct(*line.split(), before=nobody, env=home, cwd=outside)
+        done.says(3, "needs root|root", "sudo")
+    for line in ("compare hello --dry-run", "list", "run --help"):
+        done = faults.hvct(*line.split(), before=nobody, env=home, cwd=outside)
+        assert done.code == 0 and not done.err, done
+    done = faults.hvct("image", "list", before=nobody, env=home, cwd=outside)
+    done.says(3, "Permission denied", "XDG_CACHE_HOME")
+
+
+def binding() -> list[Path]:
+    """The files of libvirt's Python binding."""
+    asked = "import libvirt, libvirtmod; print(libvirt.__file__, libvirtmod.__file__, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("libvirt-python is not installed")
+    return [Path(line) for line in done.stdout.split()]
+
+
+def test_without_the_libvirt_binding(tmp_path: Path) -> None:
+    """The VM arm says what is missing and how to go on; the other arms work, doctor says why."""
+    script = "\n".join(faults.shell("mount", "--bind", "/dev/null", path) for path in binding())
+    before = faults.hidden(script)
+    done = faults.hvct("compare", "hello", "--wait", "--output", tmp_path / "run", before=before)
+    done.says(3, "^hvct: vm: libvirt's Python binding is not installed", "install", "--arms")
+    assert not (tmp_path / "run").exists()
+    assert faults.hvct("run", "busybox", "--", "echo", "works", before=before).out == "works\n"
+    doctor = faults.hvct("doctor", before=before)
+    assert doctor.code == 3 and "the libvirt binding for Python is not installed" in doctor.out
+    assert "Traceback" not in doctor.err
+
+
+def test_without_the_libvirt_driver(tmp_path: Path) -> None:
+    """The same where the binding is there and the distribution's QEMU driver is not."""
+    drivers = list(Path("/usr/lib").glob("*/libvirt/connection-driver"))
+    if not drivers:
+        pytest.skip("libvirt's drivers are not where Debian has them")
+    before = faults.hidden(faults.shell("mount", "-t", "tmpfs", "none", drivers[0]))
+    faults.hvct("run", "--arm", "vm", "busybox", "--", "true", before=before).says(
+        3, "no connection driver", "libvirt-daemon-driver-qemu"
+    )
+
+
+NO_KVM = """
+here=$(mktemp -d)
+mount -t tmpfs none "$here"; mkdir "$here/dev"; mount --rbind /dev "$here/dev"
+mount -t tmpfs none /dev
+for path in "$here"/dev/*; do
+    name=${path##*/}
+    if [ "$name" = kvm ]; then continue
+    elif [ -L "$path" ]; then cp -P "$path" /dev/; continue
+    elif [ -d "$path" ]; then mkdir "/dev/$name"; else : >"/dev/$name"; fi
+    mount --rbind "$path" "/dev/$name"
+done
+umount -l "$here"; rmdir "$here"
+"""
+
+
+@pytest.mark.vm
+def test_without_kvm_a_vm_is_emulated_and_says_so() -> None:
+    """No /dev/kvm is no fault: the guest runs under TCG, and that and the reason are told."""
+    before = faults.hidden(NO_KVM)
+    done = faults.hvct(
+        "run", "--arm", "vm", "--timeline", "busybox", "--", "echo", "hello", before=before
+    )
+    assert done.code == 0 and done.out == "hello\n", done
+    assert "vm (TCG)" in done.err
+    doctor = faults.hvct("doctor", before=before)
+    assert doctor.code == 0 and "there is no /dev/kvm" in doctor.out, doctor
+
+
+# --- folders that are full or not to be written ---
+
+
+def on_tmpfs(folder: Path, options: str, then: str = "true") -> list[str]:
+    """Run where a folder is a file system of its own that nobody else sees."""
+    mount = faults.shell("mount", "-t", "tmpfs", "-o", options, "none", folder)
+    return faults.hidden(f"{mount}\n{then}")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """Exit 3, with the variable that moves it; what needs no cache works."""
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    before = on_tmpfs(tmp_path, "ro")
+    for line in ("run busybox -- true", "image build busybox", "doctor"):
+        done = faults.hvct(*line.split(), before=before, env=env)
+        done.says(3, "Read-only file system|not writable", "XDG_CACHE_HOME")
+    done = faults.hvct("compare", "hello", "--dry-run", before=before, env=env)
+    assert done.code == 0 and "Plan" in done.out
+
+
+def test_a_full_cache(busybox: object, tmp_path: Path) -> None:
+    """Exit 3 wherever it runs out of room, at the first image or at the programs after it."""
+    env = {"XDG_CACHE_HOME": str(tmp_path / "c")}
+    (tmp_path / "c").mkdir()
+    command = ("run", "busybox", "--", "true")
+    before = on_tmpfs(tmp_path / "c", "size=600k")
+    faults.hvct(*command, before=before, env=env).says(3, "is full", "free some space")
+    images = Path(getattr(busybox, "path")).parent  # noqa: B009 - any image will do
+    image = Path(getattr(busybox, "path"))  # noqa: B009
+    size = image.stat().st_size // 1024 + 64
+    into = tmp_path / "c" / "hvct" / "images"
+    copy = f"mkdir -p {faults.shell(into)}\ncp {faults.shell(image, images / 'busybox.json', into)}"
+    before = on_tmpfs(tmp_path / "c", f"size={size}k", copy)
+    faults.hvct(*command, before=before, env=env).says(3, "No space left", "make room")
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """Exit 2, with the option that chooses another one."""
+    before = on_tmpfs(tmp_path, "ro")
+    for directory in (tmp_path / "run", Path("/proc/run")):
+        done = faults.hvct("compare", "hello", *QUICKEST, "--output", directory, before=before)
+        done.says(2, "mkdir", "--output")
+
+
+def test_a_full_run_directory_is_said_and_resumed(tmp_path: Path) -> None:
+    """No room for the description: no folder. No room for a trial: resume after making some."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ("compare", "hello", *QUICKEST, "--output", disk / "run")
+    done = faults.hvct(*command, before=on_tmpfs(disk, "size=8k"))
+    done.says(3, "No space left on device", "make room")
+    trials, said, fill, copy = (
+        faults.shell(path)
+        for path in (disk / "run/trials.jsonl", tmp_path / "said", disk / "fill", tmp_path / "copy")
+    )
+    fill_up = f"""
+{faults.shell(*faults.argv_of(*command))} 2>{said} &
+while kill -0 $!; do
+    [ -e {trials} ] && [ "$(wc -l <{trials})" -ge 3 ] && break
+    sleep 0.02
+done
+dd if=/dev/zero of={fill} bs=4k 2>/dev/null || true
+code=0; wait $! || code=$?
+cat {said} >&2
+cp {trials} {copy}
+[ $code = 3 ] || exit 99
+rm {fill}
+"""
+    before = on_tmpfs(disk, "size=4m", fill_up)
+    resume = ("resume", "--wait", "--no-report", "--quiet", disk / "run")
+    done = faults.hvct(*resume, before=before)
+    assert done.code == 0, done
+    faults.Done(3, "", done.err).says(3, "No space left on device", "hvct resume")
+    half = (tmp_path / "copy").read_bytes()
+    assert half.endswith(b"}\n") and all(json.loads(line) for line in half.splitlines())
