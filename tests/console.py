@@ -32,8 +32,9 @@ class Done:
 
     @property
     def complaint(self) -> tuple[str, str]:
-        """Its error: what is wrong, and what to do."""
-        lines = self.err.decode().splitlines()
+        """Its error: what is wrong, and what to do (after having waited, perhaps)."""
+        said = self.err.decode().splitlines()
+        lines = [line for line in said if not line.startswith("Waiting for another")]
         assert len(lines) == 2, self
         assert lines[0].startswith("hvct: ") and lines[1].startswith("      "), self
         return lines[0].removeprefix("hvct: "), lines[1].strip()

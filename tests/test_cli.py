@@ -93,7 +93,7 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 @pytest.mark.parametrize(
     ("words", "what", "remedy"),
     [
-        (["comapre"], "no command 'comapre'", "did you mean compare?"),
+        (["compere"], "no command 'compere'", "did you mean compare?"),
         (["image", "imprt"], "no action 'imprt'", "did you mean import?"),
         (["image"], "required: ACTION", "hvct image --help"),
         (["run"], "required: IMAGE", "hvct run --help"),

@@ -229,11 +229,12 @@ def test_the_terminal_is_restored_after_an_error() -> None:
 
 
 @pytest.mark.vm
-def test_a_vm_behaves_like_a_container() -> None:
-    """Input, both outputs, exit status and the timeline, through a guest."""
+def test_a_vm_behaves_like_a_container(tmp_path: Path) -> None:
+    """Input, both outputs, exit status and the timeline, through a guest; its logs are kept."""
     data = os.urandom(1 << 20)
     script = "sha256sum; echo oops >&2; uname -r; exit 9"
-    done = hvct("run", "--arm", "vm", "--json", "-i", "busybox", "--", "sh", "-c", script,
+    words = ["--arm", "vm", "--json", "--logs", tmp_path, "-i", "busybox"]
+    done = hvct("run", *words, "--", "sh", "-c", script,
                 stdin=data)  # fmt: skip
     first, second = done.out.decode().splitlines()
     assert first.split()[0] == sha256(data)
@@ -243,6 +244,7 @@ def test_a_vm_behaves_like_a_container() -> None:
     assert (done.code, oops, document["exit"]["code"]) == (9, "oops", 9)
     assert document["timeline"]["kernel"] < document["timeline"]["started"]
     assert document["accelerator"]["kind"] in ("kvm", "tcg")
+    assert (tmp_path / "vm-worker.log").exists()
 
 
 @pytest.mark.vm
@@ -342,6 +344,7 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     assert bars and max(map(len, bars)) <= COLUMNS
     stopped = store.load(run)
     assert 1 <= len(stopped.complete_blocks()) < 7
+    assert stopped.run["options"] == {"libvirt_uri": "", "kernel": None}
     listed = json.loads(hvct("list", run.parent, "--json").out)
     assert (listed[0]["ended"], listed[0]["blocks_done"]) == (None, len(stopped.complete_blocks()))
 

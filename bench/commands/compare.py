@@ -136,9 +136,10 @@ def expected_s(chosen: Plan, left: Sequence[Slot] | None = None) -> float:
 
 def headline(chosen: Plan) -> str:
     """One line of counts: arms × workloads × blocks, and the seed."""
+    count = len(chosen.workloads)
     return (
-        f"{len(chosen.arms)} arms × {len(chosen.workloads)} workloads × {chosen.blocks} blocks"
-        f" · seed {chosen.seed}"
+        f"{len(chosen.arms)} arms × {count} workload{'' if count == 1 else 's'}"
+        f" × {chosen.blocks} blocks · seed {chosen.seed}"
     )
 
 

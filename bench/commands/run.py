@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
             tty=options.tty,
         )
         backend.prepare(wanted)
-        with backend.launch(wanted) as instance:
+        with backend.launch(wanted) as instance, kept_console(instance, options.logs):
             if not instance.wait(Event.STARTED, time.monotonic_ns() + START_LIMIT_NS):
                 raise HostCannot("the workload was not started within 120 s", "see hvct doctor")
             try:
@@ -108,6 +108,16 @@ def log_folder(chosen: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise BadInput(oserror("mkdir", chosen, error).message, "choose another --logs") from error
     yield chosen
+
+
+@contextlib.contextmanager
+def kept_console(instance: Instance, folder: Path | None) -> Iterator[None]:
+    """Beside the logs that are kept: what a guest's kernel complained about, whatever happens."""
+    try:
+        yield
+    finally:
+        if folder is not None and (said := instance.console()):
+            (folder / "console.log").write_bytes(said)
 
 
 def make_workload(options: argparse.Namespace, image: Image) -> Workload:
