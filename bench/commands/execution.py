@@ -111,7 +111,7 @@ def open_backends(
         backends: dict[str, Backend] = {}
         found: dict[str, Capability] = {}
         for arm in arms.resolve(names):
-            stage(f"trying what this host can do: {arm.name}")
+            stage(f"trying what this host can do · {arm.name}")
             backend = stack.enter_context(registry.make(arm, context))
             capability = backend.probe()
             if not capability.usable:
@@ -157,7 +157,7 @@ def prepare_backends(campaign: Campaign, stage: Any) -> None:
     """Mounts, guest kernel and initramfs: once per image and arm, before the clock."""
     for name, backend in campaign.backends.items():
         for workload in campaign.plan.workloads:
-            stage(f"preparing {name} · {workload.title}")
+            stage(f"preparing · {name} · {workload.title}")
             backend.prepare(campaign.make_spec(workload))
 
 
