@@ -97,7 +97,9 @@ class SharedCache:
             child.stdin.flush()
             count = int(child.stdout.readline())
         except (OSError, ValueError) as error:
-            raise HvctError("the process that warms the page cache is gone") from error
+            raise HvctError(
+                "the process that warms the page cache is gone", "somebody may have killed it"
+            ) from error
         if count < 0:
             raise oserror("read", path, OSError(-count, ""))
         return count

@@ -102,9 +102,14 @@ class RunStore:
             ) from error
         return cls(directory)
 
+    @property
+    def begun(self) -> bool:
+        """True once a trial was stored."""
+        return (self.directory / TRIALS_FILE).exists()
+
     def discard(self) -> None:
         """Take a run directory away again in which there is no trial."""
-        if not (self.directory / TRIALS_FILE).exists():
+        if not self.begun:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def write_run(self, run: dict[str, Any]) -> None:
@@ -177,7 +182,7 @@ def write_json(path: Path, value: Any) -> None:
 def _not_written(path: Path, error: OSError) -> HostCannot:
     return HostCannot(
         oserror("write", path, error).message,
-        f"make room, then: hvct resume {shlex.quote(str(path.parent))}",
+        f"make room, then go on with: hvct resume {shlex.quote(str(path.parent))}",
     )
 
 

@@ -229,11 +229,16 @@ def measure(
     with open_progress(chosen, told, quiet=options.quiet) as progress:
         progress.banner("Host", host.summary_line())
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
+        go_on = f"go on with: hvct resume {shlex.quote(str(directory))}"
         try:
             execute(chosen, run, run_store, options, progress)
         except KeyboardInterrupt as interrupt:
             progress.close()
-            return interrupted(interrupt, f"go on with: hvct resume {shlex.quote(str(directory))}")
+            return interrupted(interrupt, go_on)
+        except HvctError as error:
+            if run_store.begun and go_on not in error.hint:
+                error.hint = f"{error.hint}{'; then ' if error.hint else ''}{go_on}"
+            raise
         run["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         run_store.write_run(run)
         progress.close()
