@@ -338,6 +338,7 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
         screen.type("\x03")
         assert screen.end() == 130
         assert screen.restored
+    assert "undoing what was set up" in screen.drawn
     assert f"go on with: hvct resume {run}" in screen.drawn
     assert any("2 arms × 2 workloads × 7 blocks" in line for line in screen.lines)
     bars = [line for line in screen.lines if re.search(r"━.* (container|process) · .* left$", line)]

@@ -34,15 +34,12 @@ def execute(
     """Set up what the plan needs, run its trials, and undo what was set up."""
     network = any(workload.network is NetworkMode.BRIDGE for workload in chosen.workloads)
     durations = estimate.load()
-    with (
-        saying_so(progress),
-        journal.open_run(
-            run_store.directory,
-            network=network,
-            libvirt_uri=options.libvirt_uri,
-            kernel=options.kernel,
-        ) as context,
-    ):
+    with journal.open_run(
+        run_store.directory,
+        network=network,
+        libvirt_uri=options.libvirt_uri,
+        kernel=options.kernel,
+    ) as context:
         images = prepare_images(chosen, run, told_to(progress))
         began = time.monotonic()
         with (
@@ -50,6 +47,7 @@ def execute(
             pinned_away(chosen),
             SharedCache(context.tag) as cache,
             open_backends(chosen.arms, context, progress.stage) as (backends, found),
+            saying_so(progress),
         ):
             run["capabilities"] = store.jsonable(list(found.values()))
             record_vm(run, found, progress.banner)
