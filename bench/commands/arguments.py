@@ -1,6 +1,6 @@
 """Every command's arguments, help and examples, as data for `bench.cli`. Imports little.
 
-Longer than other files: a user meets all commands at once, and they must sound alike.
+Over 400 lines: a user meets all commands at once, so they stand together and sound alike.
 """
 
 from __future__ import annotations
