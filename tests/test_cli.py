@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,7 +214,8 @@ def test_list_shows_every_run_and_what_to_do(
     head, first, second, third, *rest = shown.splitlines()
     assert head.index("BLOCKS") == first.index("3/3") == second.index("2/3")
     assert "18 ok" in first and "5 ok, 1 failed" in second and "unreadable" in third
-    assert rest[-1] == f"not complete: go on with hvct resume {runs / '20261124-b'}"
+    unfinished = shlex.quote(str(runs / "20261124-b"))
+    assert rest[-1] == f"not complete: go on with hvct resume {unfinished}"
     assert main(["list", str(runs), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row.get("blocks_done") for row in rows] == [3, 2, None]

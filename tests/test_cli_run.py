@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import re
 import signal
 import subprocess
@@ -104,7 +105,7 @@ def test_a_reader_that_goes_away_ends_the_run() -> None:
 
 def test_closed_and_full_streams() -> None:
     """Closed streams are as /dev/null; a full disk is told in two lines."""
-    words = " ".join(hvct_argv("run", "-i", "busybox", "--", "sh", "-c", '"cat; echo x"'))
+    words = shlex.join(hvct_argv("run", "-i", "busybox", "--", "sh", "-c", "cat; echo x"))
     closed = subprocess.run(["sh", "-c", f"exec {words} <&- >&- 2>&-"], check=False)
     assert closed.returncode == 0
     full = subprocess.run(["sh", "-c", f"{words} </dev/null >/dev/full"],

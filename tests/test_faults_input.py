@@ -281,7 +281,7 @@ def binding() -> list[Path]:
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
     if done.returncode:
         pytest.skip("libvirt-python is not installed")
-    return [Path(line) for line in done.stdout.split()]
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 def test_without_the_libvirt_binding(tmp_path: Path) -> None:
