@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-import shlex
 import re
+import shlex
 import signal
 import subprocess
 import sys
