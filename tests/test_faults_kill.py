@@ -171,6 +171,21 @@ def test_an_interrupt_ends_it_cleanly(after_s: float, number: int, tmp_path: Pat
     assert faults.left(before) == []
 
 
+def test_a_second_interrupt_does_no_harm(tmp_path: Path) -> None:
+    """Impatience in the midst of undoing: it ends at once, and nothing is left all the same."""
+    before = faults.traces()
+    run = faults.Harness(*comparison(tmp_path, ("container", "process"), sleep_s=1.0))
+    run.until(lambda: any("hvct-agent" in line for line in run.processes().values()))
+    run.interrupt()
+    time.sleep(0.02)
+    run.interrupt()
+    done = run.end(ENDED_WITHIN_S)
+    # The second may come when Python has nothing left to do but to end.
+    assert done.code in (130, -signal.SIGINT) and "Traceback" not in done.err, done
+    assert f"hvct resume {tmp_path / 'run'}" in done.err
+    assert_gone(before)
+
+
 @pytest.mark.vm
 def test_an_interrupt_while_a_guest_boots(tmp_path: Path) -> None:
     """The guest is gone with the command, which does not wait for it to be up."""
