@@ -123,7 +123,7 @@ def test_worker_and_launcher_killed(tmp_path: Path) -> None:
             now = count()
             for pid in lines(helper):
                 os.kill(pid, signal.SIGKILL)
-            run.until(lambda now=now: count() >= now + 4)  # type: ignore[misc]
+            run.until(lambda now=now: count() >= now + 3)  # type: ignore[misc]
         run.interrupt()
     finally:
         done = run.end()
