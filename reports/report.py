@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import BadInput, HvctError, oserror
+from bench.errors import BadInput, oserror
 from reports import export
 from reports.analysis import analyse
 from reports.data import Run, read
@@ -176,7 +176,6 @@ def _write(path: Path, make: Callable[[Path], None]) -> None:
         make(beside)
         os.replace(beside, path)
     except OSError as error:
-        failure = oserror("write", path, error)
-        raise HvctError(failure.message, "make room, or choose another folder") from error
+        raise oserror("write", path, error) from error
     finally:
         beside.unlink(missing_ok=True)

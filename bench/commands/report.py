@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 import time
@@ -25,6 +26,8 @@ LABEL_WIDTH = 10
 
 def main(options: argparse.Namespace) -> int:
     """Write the report of one or several runs."""
+    # Where its folder for fonts cannot be written it says so in three lines, and goes on.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     formats = tuple(dict.fromkeys(options.format.split(",")))
     for name in formats:
         if name not in FORMATS:
