@@ -176,6 +176,8 @@ def _write(path: Path, make: Callable[[Path], None]) -> None:
         make(beside)
         os.replace(beside, path)
     except OSError as error:
-        raise oserror("write", path, error) from error
+        failure = oserror("write", path, error)
+        failure.hint = failure.hint or "move away what is in its place"
+        raise failure from error
     finally:
         beside.unlink(missing_ok=True)
