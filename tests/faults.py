@@ -169,7 +169,7 @@ def traces() -> dict[str, str]:
         if match := re.fullmatch(r"(?:hvct)?(r[0-9a-f]{4})(?:-.*)?", name):
             found[f"link {name}"] = match[1]
     for path in runtime_root().iterdir():
-        if path.name[0] in ".r":
+        if path.name[0] in ".r" and not _is_draft_of_a_live_process(path):
             found[str(path)] = path.name.lstrip(".").partition(".")[0]
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if match := re.match(rf"{runtime_root()}/(r[0-9a-f]{{4}})\b", line.split(" ")[4]):
@@ -178,6 +178,12 @@ def traces() -> dict[str, str]:
         if "hvct" in file.parts:
             found[f"loop device {device} on {file}"] = ""
     return found
+
+
+def _is_draft_of_a_live_process(path: Path) -> bool:
+    """A journal being written at this moment: ``.<tag>.<pid>``."""
+    pid = path.name.rpartition(".")[2]
+    return path.name[0] == "." and pid.isdigit() and Path("/proc", pid).exists()
 
 
 def foreign() -> set[str]:
@@ -195,8 +201,10 @@ def foreign() -> set[str]:
 
 def left(before: dict[str, str]) -> list[str]:
     """What is there that was not before, and belongs to no run that is alive."""
-    now = traces()
+    # Asked before and after: another run on this host may begin or end in between.
     alive = {record.tag for record in journal.live()} | foreign()
+    now = traces()
+    alive |= {record.tag for record in journal.live()} | foreign()
     if alive:
         alive.add("")  # a live run's, perhaps
     return [what for what, tag in now.items() if what not in before and tag not in alive]
