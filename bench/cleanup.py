@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import cgroup, cgroupfs, journal
+from bench.cgroupfs import OURS
 from bench.context import RUN_VARIABLE, runtime_root
 from bench.errors import BadInput, HostCannot, HvctError, oserror
 
@@ -51,7 +52,32 @@ def clean(tag: str | None = None, dry_run: bool = False) -> list[str]:
     done = []
     for record in journal.dead():
         done += _clean_run(record.tag, dry_run)
+    for lost in _without_journal():
+        done += _clean_run(lost, dry_run)
     return done + _clean_drafts(dry_run)
+
+
+def _without_journal() -> list[str]:
+    """Tags that left groups or a bridge here, but no journal and no process.
+
+    So does a run that was killed in another root directory, whose /run is gone with it. One
+    that is alive there has a process in its groups from its first seconds on.
+    """
+    known = {record.tag for record in journal.journals()}
+    tops = [top for mount in cgroupfs.layout().mounts for top in (mount / OURS).glob("r????")]
+    bridges = [path.name.removeprefix("hvct") for path in Path("/sys/class/net").glob("hvctr????")]
+    return [
+        tag
+        for tag in sorted({top.name for top in tops} | set(bridges))
+        if tag not in known
+        and TAG.fullmatch(tag)
+        and not any(
+            cgroupfs.read_text(procs).strip()
+            for top in tops
+            if top.name == tag
+            for procs in top.rglob("cgroup.procs")
+        )
+    ]
 
 
 def clean_dead() -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cache, cgroupfs, cleanup, journal, network
+from bench import cache, cgroup, cgroupfs, cleanup, journal, network
 from bench.context import runtime_root
 from bench.errors import BadInput, HostCannot
 
@@ -245,3 +245,27 @@ def test_the_record_is_there_before_the_first_change_and_gone_after_the_last(
     with pytest.raises(HostCannot, match="no bridge"), journal.open_run(run_dir, network=True):
         raise AssertionError("the run was opened")
     assert [asdict(record) for record in journal.live() if record.pid == os.getpid()] == []
+
+
+def test_groups_and_bridge_without_a_journal_are_found(run_dir: Path) -> None:
+    """What a run left whose journal went with its /run: empty groups and bridge are removed.
+
+    A group that holds a process belongs to a run that is alive somewhere: it stays.
+    """
+    lost, alive = "rfff0", "rfff1"
+    group = cgroup.Cgroup.create(alive, "one")
+    with subprocess.Popen(["sleep", "60"]) as inhabitant:
+        try:
+            group.join(inhabitant.pid)
+            empty = cgroup.Cgroup.create(lost, "one")
+            subprocess.run(["ip", "link", "add", f"hvct{lost}", "type", "bridge"], check=True)
+            done = "\n".join(cleanup.clean())
+            assert lost in done
+            assert alive not in done
+            assert not any(path.exists() for path in empty.directories)
+            assert not Path("/sys/class/net", f"hvct{lost}").exists()
+        finally:
+            inhabitant.kill()
+            group.remove()
+            cgroup.remove_all(alive)
+            cgroup.remove_all(lost)
