@@ -117,3 +117,11 @@ def bench(session: nox.Session) -> None:
     session.run(
         sys.executable, "-m", "pytest", "--benchmark-enable", "-s", "tests/perf", *session.posargs
     )  # fmt: skip
+
+
+@nox.session(default=False)
+def simulation(session: nox.Session) -> None:
+    """Compute docs/method.md's table anew: what the statistics do with data of known truth."""
+    session.run(
+        sys.executable, "tests/simulation.py", "docs/method.md", env={"PYTHONPATH": str(ROOT)}
+    )  # fmt: skip
