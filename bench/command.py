@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
+from typing import IO
 
 from bench.errors import HostCannot, HvctError
 
@@ -60,3 +62,33 @@ def run(
             raise HostCannot(message, "make room on that disk")
         raise HvctError(message, hint)
     return done.stdout
+
+
+@contextmanager
+def stream(argv: Sequence[str | PathLike[str]], *, hint: str = "") -> Iterator[IO[bytes]]:
+    """The standard output of a program while it runs; it is ended with the context.
+
+    What is left of it when the context ends well is read and dropped, to learn how it ended.
+
+    Raises:
+        HostCannot: the program is not installed.
+        HvctError: it failed.
+    """
+    words = [str(word) for word in argv]
+    log.info("read from %s", words)
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        raise HostCannot(f"{words[0]} is not installed", hint or "run ./hvct doctor") from error
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+            while process.stdout.read(1 << 20):
+                pass
+            if process.wait() != 0:
+                raise HvctError(f"{words[0]} failed with status {process.returncode}", hint)
+        finally:
+            process.kill()

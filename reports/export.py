@@ -18,16 +18,33 @@ def as_json(data: ReportData) -> str:
     return json.dumps(data.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+KEYS = ("metric", "workload", "arm")
+
+
 def samples(runs: Sequence[Run]) -> pd.DataFrame:
-    """Every sample with its full set of dimensions, one row each."""
+    """Every sample with its full set of dimensions, one row each; a series' rows stand together.
+
+    Runs in the order given; within one by metric, workload and arm as its plan lists them,
+    then in the order the trials ran.
+    """
     frames = []
     for run in runs:
         trials = run.trials[["block", "position", "arm", "workload", "outcome", "kind"]]
         frame = run.samples.join(trials, on="trial").rename(columns={"kind": "accelerator"})
+        plan = run.record["plan"]
+        orders = {
+            "metric": list(run.record["metrics"]),
+            "workload": [item["name"] for item in plan["workloads"]],
+            "arm": list(plan["arms"]),
+        }
+        for name, order in orders.items():
+            known = [*order, *sorted(set(frame[name].unique()) - set(order))]
+            frame[name] = pd.Categorical(frame[name].astype("object"), categories=known)
+        frame = frame.sort_values([*KEYS, "block", "position"], kind="stable")
         units = {name: about["unit"] for name, about in run.record["metrics"].items()}
         frame["unit"] = frame["metric"].astype("str").map(units).fillna("")
         frame.insert(0, "run", run.record["id"])
-        frames.append(frame)
+        frames.append(frame.astype(dict.fromkeys(KEYS, "str")))
     table: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return table[
         ["run", "block", "position", "arm", "accelerator", "workload", "outcome", "metric",

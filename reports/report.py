@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import archive
 from bench.errors import BadInput, oserror
-from reports import export
+from reports import export, pytest_benchmark
 from reports.analysis import analyse
 from reports.data import Run, read
 from reports.method import GLOSSARY, METHOD
@@ -28,21 +29,22 @@ FORMATS = {
     "json": "report.json",
     "csv": "samples.csv",
     "parquet": "samples.parquet",
+    "pytest-benchmark": "pytest-benchmark.json",
 }
 
 
 def build(
     run_dirs: Sequence[Path],
-    formats: Sequence[str] = ("html", "pdf", "json"),
+    formats: Sequence[str] = ("html", "pdf", "json", "csv"),
     into: Path | None = None,
 ) -> dict[str, Path]:
     """Write reports about stored runs, each file whole or not at all.
 
     Args:
-        run_dirs: one run, or several to stand side by side.
+        run_dirs: one run, or several to stand side by side; directories or archives.
         formats: any of `FORMATS`.
-        into: where to write; None: beside a single run's data, or for several runs into a
-            new folder beside the first.
+        into: where to write; None: beside a single run's data, for an archive or several runs
+            into a new folder beside the first.
 
     Returns:
         The file written for each format.
@@ -69,7 +71,7 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
     written = {}
     for name in formats:
         written[name] = folder / FORMATS[name]
-        _write(written[name], getattr(makers, name))
+        _write(written[name], getattr(makers, name.replace("-", "_")))
     return written
 
 
@@ -115,7 +117,11 @@ def _uncollected() -> Iterator[None]:
 def _read(run_dirs: Sequence[Path]) -> list[Run]:
     if not run_dirs:
         raise BadInput("no run was named", "hvct list shows the runs")
-    return [read(Path(directory)) for directory in run_dirs]
+    runs = []
+    for path in run_dirs:
+        with archive.opened(Path(path)) as directory:
+            runs.append(read(directory))
+    return runs
 
 
 def _data(runs: Sequence[Run]) -> ReportData:
@@ -127,7 +133,7 @@ def _data(runs: Sequence[Run]) -> ReportData:
 def _folder(run_dirs: Sequence[Path], runs: Sequence[Run]) -> Path:
     first = Path(run_dirs[0])
     if len(run_dirs) == 1:
-        return first
+        return first.with_name(f"{archive.stem(first)}-report") if first.is_file() else first
     names = "+".join(Path(str(run.record["id"])).name or "run" for run in runs)
     return first.resolve().parent / f"report-{names}"[:200]
 
@@ -167,6 +173,9 @@ class _Makers:
 
     def parquet(self, path: Path) -> None:
         export.write_parquet(self.runs, path)
+
+    def pytest_benchmark(self, path: Path) -> None:
+        path.write_text(pytest_benchmark.text(self.runs), encoding="utf-8")
 
 
 def _write(path: Path, make: Callable[[Path], None]) -> None:

@@ -113,7 +113,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     _compare(commands)
     _resume(commands)
     _run(commands, with_command)
-    for add in (_doctor, _report, _list, _show, _image, _clean):
+    for add in (_doctor, _report, _archive, _list, _show, _image, _clean):
         add(commands)
     return parser
 
@@ -292,20 +292,46 @@ def _report(commands: Commands) -> None:
         commands, "report", "report", "write the report of stored runs",
         """
 hvct report runs/20261123-204100-quick
-hvct report runs/* --output both                several runs side by side
+hvct report runs/* --output both                several runs or hosts
+hvct report quick.hvct.tar.gz                   what hvct archive made
 hvct report RUN --format html,csv,parquet
+hvct report RUN --format pytest-benchmark       for pytest-benchmark compare
 hvct report RUN --json | jq .runs[0].comparisons
+hvct report --schema                            of the JSON
 """,
     )  # fmt: skip
-    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run directories")
     parser.add_argument(
-        "--format", default="html,pdf,json", metavar="F,…",
-        help="of html, pdf, json, csv, parquet; default: html,pdf,json",
+        "run", type=Path, nargs="*", metavar="RUN", help="run directories or archives"
+    )
+    parser.add_argument(
+        "--format", default="html,pdf,json,csv", metavar="F,…",
+        help="of html, pdf, json, csv, parquet, pytest-benchmark; default: html,pdf,json,csv",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to; default: the run's own directory"
-    )
+        "--output", type=Path, metavar="DIR",
+        help="where to; default: the run's own directory, or one beside an archive",
+    )  # fmt: skip
     _json(parser, "print the report's numbers as JSON and write nothing")
+    parser.add_argument("--schema", action="store_true", help="print the JSON's schema")
+
+
+def _archive(commands: Commands) -> None:
+    parser = _command(
+        commands, "archive", "report", "put a run into one file, to be sent and reported from",
+        """
+hvct archive runs/20261123-204100-quick
+hvct archive RUN --output redis.hvct.tar.zst    smaller
+hvct report redis.hvct.tar.zst                  on any host, without root
+
+It holds every trial, the run's description and its logs: they name this host's
+hardware and kernel. Reports are left out; hvct report writes them again.
+""",
+        "archive",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, metavar="RUN", help="its run directory")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: RUN.hvct.tar.gz, beside it"
+    )
 
 
 def _list(commands: Commands) -> None:

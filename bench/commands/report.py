@@ -1,4 +1,4 @@
-"""``hvct report``, ``list`` and ``show``: everything that only reads run directories."""
+"""``hvct report``, ``archive``, ``list`` and ``show``: what only reads run directories."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import archive as bench_archive
 from bench import estimate, store
 from bench.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMATS = ("html", "pdf", "json", "csv", "parquet")
+FORMATS = ("html", "pdf", "json", "csv", "parquet", "pytest-benchmark")
+DEFAULT_FORMATS = FORMATS[:4]
 FAILURES_SHOWN = 20
 LABEL_WIDTH = 10
 
@@ -32,6 +34,13 @@ def main(options: argparse.Namespace) -> int:
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"there is no format {name!r}", f"choose from {', '.join(FORMATS)}")
+    if options.schema:
+        from reports import schema
+
+        print(schema.text(), end="")
+        return 0
+    if not options.run:
+        raise BadInput("no run was named", "hvct list shows the runs")
     if options.json:
         return print_json(options.run)
     from bench.commands.progress import open_stages
@@ -41,8 +50,15 @@ def main(options: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             stages.stage("writing the report")
         written = report.build(options.run, formats, options.output)
+    width = max(map(len, written)) + 2
     for kind, path in written.items():
-        print(f"{kind:8}{path}")
+        print(f"{kind:{max(width, 8)}}{path}")
+    return 0
+
+
+def archive(options: argparse.Namespace) -> int:
+    """Put a run into one file."""
+    print(bench_archive.pack(options.run, options.output))
     return 0
 
 
@@ -58,7 +74,7 @@ def write(directory: Path, *, quiet: bool = False) -> None:
     with open_stages(sys.stderr) as stages:
         if console.is_terminal:
             stages.stage("writing the report")
-        written = report.build([directory], ("html", "pdf", "json"))
+        written = report.build([directory], DEFAULT_FORMATS)
     durations = estimate.load()
     durations.note(estimate.OURS, "report", time.monotonic() - began)
     estimate.save(durations)
