@@ -23,6 +23,7 @@ from bench.model import Image, InstanceSpec, Outcome, ReceiptLevel, Trial, Workl
 from bench.pagecache import SharedCache, inside
 from bench.plan import Plan
 from bench.receipts import loaded_files, take_receipt
+from bench.registration import mark
 from bench.schedule import Slot
 from bench.trial import run_trial
 
@@ -106,6 +107,7 @@ class Campaign:
             began = time.monotonic()
             attempt = attempts.get(slot.block, 0) + 1
             trial = self.one(slot, workload, attempt)
+            trial.registration = mark(self.run)
             self.run_store.append(trial)
             self.durations.note(slot.arm, slot.workload, time.monotonic() - began)
             self.progress.end(trial)

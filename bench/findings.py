@@ -9,6 +9,7 @@ from typing import Any
 from bench.arms import ARMS, pairs
 from bench.identity import shown
 from bench.model import Finding, MemoryBasis, NetworkMode
+from bench.registration import deviations
 
 USABLE_TOLERANCE = 0.02  # of the limit: what a guest has available at `started`
 BUSY_SHARE = 0.10  # of an arm's trials that may have begun on a restless host
@@ -20,6 +21,7 @@ DISTURBED: dict[str, tuple[float, str]] = {
     "thermal_throttles_per_s": (0.0, "a CPU was too hot"),
 }
 """Readings of a trial above which its block is called disturbed, and what they say."""
+DISTURBED_LIMITS = {name: limit for name, (limit, _) in DISTURBED.items()}
 
 
 def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -31,7 +33,8 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *double_cache(run),
         *cold_files(trials),
         *restless(trials),
-        *disturbed(trials),
+        *disturbed(trials, run["plan"].get("invalidation")),
+        *deviating(run, trials),
         *shared_cpus(trials),
     ]
 
@@ -56,6 +59,18 @@ def kernels(run: Mapping[str, Any]) -> Iterator[Finding]:
             f"on every memory row, on run times and CPU (system calls, disk){network}, the figures "
             "mix kernel version and virtualisation",
             "give both the same kernel: --kernel FILE",
+        )
+
+
+def deviating(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """What is not as it was registered before the first trial."""
+    for text in deviations(run, trials):
+        yield Finding(
+            "plan-deviates",
+            "problem",
+            text,
+            "it was changed after the run began, so verdicts are not those that were planned",
+            "restore run.json from a copy, or make a new run with the other setting",
         )
 
 
@@ -150,24 +165,52 @@ def restless(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             )
 
 
-def disturbed(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Blocks in which something happened that no settling waits for."""
-    blocks: dict[str, set[object]] = {}
-    for trial in trials:
-        readings = trial.get("disturbances") or {}
-        for name, (limit, text) in DISTURBED.items():
-            value = readings.get(name)
-            if isinstance(value, int | float) and value > limit:
-                blocks.setdefault(text, set()).add(trial.get("block"))
+def disturbed(
+    trials: Sequence[Mapping[str, Any]], rules: Mapping[str, float] | None = None
+) -> Iterator[Finding]:
+    """Blocks in which something happened that no settling waits for.
+
+    Args:
+        rules: the plan's, by which such blocks were left out; None: they only warn.
+    """
+    invalid = invalid_blocks(trials, DISTURBED_LIMITS if rules is None else rules)
+    blocks: dict[str, set[int]] = {}
+    for (_, block), reasons in invalid.items():
+        for text in reasons:
+            blocks.setdefault(text, set()).add(block)
     total = len({trial.get("block") for trial in trials})
+    done = (
+        "no block was left out for it"
+        if rules is None
+        else "by the plan's rule they do not count; results with them stand beside"
+    )
     for text, hit in blocks.items():
         yield Finding(
             "blocks-disturbed",
             "warning",
             f"in {len(hit)} of {total} blocks {text}",
-            "arms of one block may not have had the same host; no block was left out for it",
+            f"arms of one block may not have had the same host; {done}",
             "run again on a host of which you have all",
         )
+
+
+def invalid_blocks(
+    trials: Sequence[Mapping[str, Any]], rules: Mapping[str, float]
+) -> dict[tuple[str, int], tuple[str, ...]]:
+    """(workload, block) → why all its arms do not count, by rules fixed beforehand.
+
+    The other workloads of the block ran at other moments and are not concerned.
+    """
+    found: dict[tuple[str, int], dict[str, None]] = {}
+    for trial in trials:
+        readings = trial.get("disturbances") or {}
+        for name, limit in rules.items():
+            value = readings.get(name)
+            if isinstance(value, int | float) and value > limit:
+                text = DISTURBED.get(name, (limit, f"{name} was above {limit:g}"))[1]
+                key = (str(trial["workload"]), int(trial["block"]))
+                found.setdefault(key, {})[text] = None
+    return {key: tuple(reasons) for key, reasons in found.items()}
 
 
 def shared_cpus(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -450,4 +450,5 @@ class Trial:
     accelerator: Accelerator = Accelerator()
     logs: str | None = None
     wall_time: str = ""
+    registration: str = ""  # beginning of the digest of what was settled beforehand
     attempt: int = 1  # of its block: a block cut short is rerun whole, with the next number

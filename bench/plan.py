@@ -10,10 +10,11 @@ import math
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench import arms as arms_module
 from bench.errors import BadInput
+from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
 from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
@@ -42,6 +43,13 @@ FAIRNESS = {
 """The rules of DESIGN's "fair by rule" by default; changing one makes another arm."""
 
 
+INVALIDATION: dict[str, float] = dict(DISTURBED_LIMITS)
+"""What takes a block out, fixed before the first trial: the host swapped, was throttled or robbed.
+
+Readings of the host alone (`bench.disturbances`), never of the measured values: a rule that
+looked at results would be the deleting of outliers.
+"""
+
 LEAST_CPUS = 0.01
 """The kernel takes no smaller quota: 1 ms of every 100 ms."""
 
@@ -54,6 +62,7 @@ class Plan:
         primary: (metric, workload) pairs whose verdicts share one error rate (Holm).
         margins: overrides of a metric's margin, by metric name.
         blocks: number of complete blocks; fixed, more blocks means a new run.
+        invalidation: readings above which a workload's block does not count (`INVALIDATION`).
     """
 
     name: str
@@ -66,6 +75,7 @@ class Plan:
     alpha: float = ALPHA
     judge_emulated: bool = False
     experiment: str = "startup, work"
+    invalidation: dict[str, float] = field(default_factory=lambda: dict(INVALIDATION))
 
     def workload(self, name: str) -> Workload:
         """The workload of this name."""
@@ -148,6 +158,12 @@ def check(plan: Plan) -> Plan:
     for workload in plan.workloads:
         _check_workload(workload)
     _check_metrics(plan.workloads)
+    for reading in plan.invalidation:
+        if reading not in INVALIDATION:
+            raise BadInput(
+                f"no block can be invalidated by {reading!r}",
+                f"choose from {', '.join(INVALIDATION)}",
+            )
     known = table(plan.workloads)
     for metric in (*plan.margins, *(metric for metric, _ in plan.primary)):
         if metric not in known:

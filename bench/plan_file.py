@@ -25,7 +25,7 @@ from bench.model import (
     Security,
     Workload,
 )
-from bench.plan import LEAST_CPUS, Plan, check, default_primary, new_seed
+from bench.plan import INVALIDATION, LEAST_CPUS, Plan, check, default_primary, new_seed
 from bench.sizes import parse_size
 from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
@@ -108,6 +108,7 @@ class _PlanFile(_Strict):
     workload: list[_Workload] = Field(min_length=1)
     primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
     margins: dict[str, Annotated[Number, Field(gt=0)]] = {}
+    invalidation: dict[str, Annotated[Number, Field(ge=0)]] = INVALIDATION
 
 
 def from_toml(path: Path, *, seed: int | None = None) -> Plan:
@@ -149,6 +150,7 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             primary=tuple((item.metric, item.workload) for item in parsed.primary)
             or default_primary(workloads),
             margins={**rule_margins, **parsed.margins},
+            invalidation=dict(parsed.invalidation),
         )
     )
 
@@ -219,6 +221,11 @@ def from_run(document: dict[str, Any]) -> Plan:
                 margins=dict(document["margins"]),
                 alpha=float(document["alpha"]),
                 judge_emulated=bool(document.get("judge_emulated", False)),
+                experiment=str(document.get("experiment", Plan.experiment)),
+                invalidation={
+                    str(name): float(limit)
+                    for name, limit in document.get("invalidation", {}).items()
+                },
             )
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench import arms as bench_arms
 from bench import host as bench_host
+from bench import registration
 from bench.model import Accelerator
 from bench.numbers import format_p, format_percent, format_value
 from bench.stats.family import compare_family, order_findings
@@ -14,7 +15,7 @@ from bench.stats.pairs import PairedSeries
 from bench.stats.sentences import effect_text, sentence
 from bench.stats.verdict import Comparison as Compared
 from bench.stats.verdict import Verdict
-from reports import measured, model, notes, wording
+from reports import measured, model, notes, robustness, wording
 from reports.data import Run
 from reports.series import Group, Values, effect, other_scale, paired, summary
 
@@ -42,10 +43,15 @@ def analyse(run: Run) -> model.RunReport:
         _comparison(run, values, *one, result) for one, result in zip(rows, compared, strict=True)
     )
     counts = measured.counts(run)
+    ways = robustness.both_ways(values, primary, compared, judge_emulated=judge_emulated)
+    moved = robustness.moved(values, rows)
     findings = notes.findings(
         run,
         counts,
-        order_findings([one for one in series if one.primary]),
+        [
+            *order_findings([one for one in series if one.primary]),
+            *robustness.findings(ways, moved),
+        ],
     )
     headlines = _headlines(run, comparisons, compared)
     banner_head, banner = wording.banner(arms)
@@ -96,6 +102,11 @@ def analyse(run: Run) -> model.RunReport:
         identity=notes.identity(run, labels),
         fairness=tuple((wording.words(k), str(v)) for k, v in plan["fairness"].items()),
         findings=findings,
+        robustness={"both_ways": ways, "moved": moved},
+        registration={
+            "digest": registration.mark(run.record),
+            "deviations": [f["message"] for f in findings if f["code"] == "plan-deviates"],
+        },
         descriptions=run.record["descriptions"],
         resolution_s=dict(sorted(run.resolution_s.items())),
     )

@@ -48,6 +48,7 @@ class Run:
             window that was the instance's; absent for short windows.
         findings: what the run's own data warn of.
         pairs: (arm, baseline) as they are compared.
+        invalid: (workload, block) → why it does not count, by the plan's rules.
         identity: what comparing the receipts of each pair found.
         excluded: trials of blocks that were cut short.
         damaged_lines: lines of the trials file that could not be read.
@@ -64,6 +65,7 @@ class Run:
     attributed: dict[tuple[str, str], float]
     findings: list[Finding]
     pairs: list[tuple[str, str]]
+    invalid: dict[tuple[str, int], tuple[str, ...]]
     identity: list[PairIdentity]
     excluded: int
     damaged_lines: int
@@ -81,6 +83,7 @@ def read(directory: Path) -> Run:
         record = _checked_record(stored.run)
         frames = _frames(record, stored.trials)
         pairs, identity = _identity(record, stored.trials)
+        invalid = findings.invalid_blocks(stored.trials, record["plan"]["invalidation"] or {})
         warnings = findings.from_run(record, stored.trials)
     except _Wrong as wrong:
         raise BadInput(f"{directory}: {wrong}", HINT) from wrong
@@ -89,6 +92,7 @@ def read(directory: Path) -> Run:
         **frames,
         findings=warnings,
         pairs=pairs,
+        invalid=invalid,
         identity=identity,
         excluded=len(stored.excluded),
         damaged_lines=stored.damaged_lines,
@@ -181,6 +185,10 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
     plan["margins"] = _is(plan.get("margins") or {}, dict, "run.json: plan.margins")
     for name, value in plan["margins"].items():
         _is(value, float, f"run.json: plan.margins.{name}")
+    rules = plan.get("invalidation")  # None: of a version that left no block out
+    for name, value in _is(rules or {}, dict, "run.json: plan.invalidation").items():
+        _is(value, float, f"run.json: plan.invalidation.{name}")
+    plan["invalidation"] = rules
     plan["fairness"] = _is(plan.get("fairness") or {}, dict, "run.json: plan.fairness")
     primary = _is(plan.get("primary") or [], list, "run.json: plan.primary")
     for n, entry in enumerate(primary):

@@ -26,6 +26,11 @@ def trials_line(run: RunReport) -> str:
     )
     if counts["excluded"]:
         text += f" {wording.count(counts['excluded'], 'trial')} of blocks cut short are left out."
+    if counts["blocks_invalid"]:
+        text += (
+            f" {wording.count(counts['blocks_invalid'], 'block')} in part left out of the verdicts "
+            "by the plan's rules about the host; every figure stands both ways below."
+        )
     return text if run.failures else text + " Every trial ended well."
 
 
@@ -60,8 +65,19 @@ def provenance(run: RunReport) -> list[tuple[str, str]]:
         ("ended", run.ended or "not ended"),
         ("seed", run.seed),
         ("hvct", run.version),
+        ("settled beforehand", registered(run)),
         *((f"{name}, digest", digest or "no such file") for name, digest in run.digests.items()),
     ]
+
+
+def registered(run: RunReport) -> str:
+    """Whether margins, judged metrics and n are those that were fixed before the first trial."""
+    digest, changed = run.registration["digest"], run.registration["deviations"]
+    if not digest:
+        return "nothing was registered: the run is of a version that did not"
+    if changed:
+        return f"{digest}, and changed since: {'; '.join(changed)}"
+    return f"{digest}: margins, judged metrics, n and rules are as they were registered"
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:

@@ -164,6 +164,7 @@ def _run(
         f"The first {len(failures)} of {len(run.failures)} trials that did not end well; all of "
         "them are in report.json.",
         "disturbances": facts.disturbances(run),
+        "robustness": run.robustness,
         "host_rows": list(facts.flat(run.host)),
         "provenance": facts.provenance(run),
         "descriptions": facts.descriptions(run),

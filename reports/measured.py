@@ -92,6 +92,7 @@ def counts(run: Run) -> dict[str, int]:
         "planned": plan["blocks"] * len(plan["arms"]) * len(plan["workloads"]),
         "blocks_planned": plan["blocks"],
         "blocks": int(run.trials["block"].nunique()),
+        "blocks_invalid": len({block for _, block in run.invalid}),
         "trials": len(run.trials),
         **{outcome.value: int(outcomes.get(outcome.value, 0)) for outcome in Outcome},
         "excluded": run.excluded,

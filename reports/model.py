@@ -241,6 +241,8 @@ class RunReport:
     identity: dict[str, Any]
     fairness: tuple[tuple[str, str], ...]
     findings: tuple[dict[str, str], ...]
+    robustness: dict[str, Any]
+    registration: dict[str, Any]
     descriptions: dict[str, Any]
     resolution_s: dict[str, float]
 

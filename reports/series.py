@@ -162,25 +162,40 @@ class Values:
         ended = self.outcomes.get((group.workload, arm), {})
         return bool(ended) and Outcome.OK.value not in ended.values()
 
-    def own(self, group: Group, arm: str) -> list[float]:
-        """An arm's own values in block order, a timeout of a duration as +inf."""
+    def own(self, group: Group, arm: str, *, valid: bool = False) -> list[float]:
+        """An arm's own values in block order, a timeout of a duration as +inf.
+
+        Args:
+            valid: without the blocks that the plan's rules leave out.
+        """
+        by_block = self.by_block(group, arm)
+        out = self.run.invalid if valid else {}
+        return [v for block, v in by_block.items() if (group.workload, block) not in out]
+
+    def by_block(self, group: Group, arm: str) -> dict[int, float]:
+        """The same by block, in order."""
         values = group.values.get(arm, {})
         if not self.waits(group.metric):
-            return [values[block] for block in sorted(values)]
+            return {block: values[block] for block in sorted(values)}
         ended = self.outcomes.get((group.workload, arm), {})
         late = {b for b, outcome in ended.items() if outcome == Outcome.TIMEOUT.value}
         blocks = sorted({*values, *late})
-        return [values.get(block, math.inf) for block in blocks]
+        return {block: values.get(block, math.inf) for block in blocks}
 
 
 def paired(
-    values: Values, primary: tuple[str, str] | None, *, judge_emulated: bool
+    values: Values,
+    primary: tuple[str, str] | None,
+    *,
+    judge_emulated: bool,
+    all_blocks: bool = False,
 ) -> Iterator[tuple[Group, PairedSeries, tuple[str, str]]]:
     """Every comparison of the run: its group, its series, its (arm, baseline) names.
 
     Args:
         primary: the pair of arms whose primary metrics are judged.
         judge_emulated: treat emulated arms like any other (development only).
+        all_blocks: those too that the plan's rules leave out.
     """
     labels = {arm.name: arm.label for arm in values.arms}
     emulated = {arm.name for arm in values.arms if arm.emulated and not judge_emulated}
@@ -211,7 +226,7 @@ def paired(
                 better=Better.HIGHER if about["better"] == "higher" else Better.LOWER,
                 margin=values.margin(group.metric),
                 resolution=float(about.get("resolution") or 0.0),
-                values=_rows(values, group, arm, baseline),
+                values=_rows(values, group, arm, baseline, all_blocks=all_blocks),
                 primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
                 refused_reason=reason,
@@ -243,7 +258,10 @@ def _unattributed(values: Values, group: Group, arms: tuple[str, str]) -> str:
     return ""
 
 
-def _rows(values: Values, group: Group, arm: str, baseline: str) -> list[Any]:
+def _rows(
+    values: Values, group: Group, arm: str, baseline: str, *, all_blocks: bool = False
+) -> list[Any]:
+    out = {} if all_blocks else values.run.invalid
     ended, ended_base = (
         values.outcomes.get((group.workload, name), {}) for name in (arm, baseline)
     )
@@ -251,7 +269,7 @@ def _rows(values: Values, group: Group, arm: str, baseline: str) -> list[Any]:
     return [
         (block, outcome, got.get(block), ended_base[block], got_base.get(block))
         for block, outcome in ended.items()
-        if block in ended_base
+        if block in ended_base and (group.workload, block) not in out
     ]
 
 
@@ -302,7 +320,7 @@ def finite(value: float | None) -> float | None:
 def summary(values: Values, group: Group, arm: str) -> Summary:
     """One arm's own level of one metric and workload, with how its trials ended."""
     about = values.definition(group.metric)
-    own = values.own(group, arm)
+    own = values.own(group, arm, valid=True)
     level = quantiles.median(own, CONFIDENCE)
     unit, limit = values.unit(group), values.timeout_s(group.workload)
     resolution = float(about.get("resolution") or 0.0)

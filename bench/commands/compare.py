@@ -15,7 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import arms, estimate, host, journal, plan, plan_file, schedule, store, workloads
+from bench import (
+    arms,
+    estimate,
+    host,
+    journal,
+    plan,
+    plan_file,
+    registration,
+    schedule,
+    store,
+    workloads,
+)
 from bench.cleanup import clean_dead
 from bench.commands.execution import execute
 from bench.commands.progress import open_progress
@@ -193,7 +204,7 @@ def check_kernel(kernel: Path | None) -> None:
 
 def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything ``run.json`` holds before the first trial."""
-    return {
+    run: dict[str, Any] = {
         "id": directory.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ended": None,
@@ -218,6 +229,7 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "receipts": [],
         "descriptions": {},
     }
+    return {**run, "registration": registration.register(run)}
 
 
 def measure(
@@ -229,6 +241,8 @@ def measure(
     with open_progress(chosen, told, quiet=options.quiet) as progress:
         progress.banner("Host", host.summary_line())
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
+        if fixed := registration.mark(run):
+            progress.banner("Fixed", f"{fixed} stands for margins, judged metrics, blocks, rules")
         go_on = f"go on with: hvct resume {shlex.quote(str(directory))}"
         try:
             execute(chosen, run, run_store, options, progress)

@@ -101,6 +101,7 @@ class Effects:
 
     Attributes:
         low, high: both ends of each pair's difference, in block order.
+        blocks: of each pair.
         arm, baseline: each arm's own values, timeouts as +inf.
         n_blocks: blocks in the series.
         n_failed_arm, n_failed_baseline: trials that failed.
@@ -113,6 +114,7 @@ class Effects:
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    blocks: tuple[int, ...]
     arm: tuple[float, ...]
     baseline: tuple[float, ...]
     n_blocks: int
@@ -162,15 +164,17 @@ def effects(series: PairedSeries) -> Effects:
     rows = sorted((Pair(*row) for row in series.values), key=lambda row: row.block)
     arm = [_bounds(series, row.outcome_arm, row.value_arm) for row in rows]
     base = [_bounds(series, row.outcome_base, row.value_base) for row in rows]
-    paired = [
-        _difference(series.scale, a, b)
-        for a, b in zip(arm, base, strict=True)
-        if a is not None and b is not None
-    ]
+    paired = []
+    blocks = []
+    for row, a, b in zip(rows, arm, base, strict=True):
+        if a is not None and b is not None:
+            paired.append(_difference(series.scale, a, b))
+            blocks.append(row.block)
     ended = [(_ended(row.outcome_arm), _ended(row.outcome_base)) for row in rows]
     return Effects(
         low=np.array([low for low, _ in paired], dtype=np.float64),
         high=np.array([high for _, high in paired], dtype=np.float64),
+        blocks=tuple(blocks),
         arm=_known(arm),
         baseline=_known(base),
         n_blocks=len(rows),
