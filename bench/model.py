@@ -105,11 +105,17 @@ class ReceiptLevel(StrEnum):
 
 @dataclass(frozen=True)
 class Ids:
-    """Numeric identity of the workload, resolved once from the image's own passwd."""
+    """Identity of the workload, resolved once from the image's own passwd.
+
+    Attributes:
+        groups: supplementary groups.
+        home: the account's home directory, "" where the uid has no account.
+    """
 
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
+    home: str = ""
 
 
 @dataclass(frozen=True)

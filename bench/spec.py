@@ -99,7 +99,7 @@ def environment_of(
     workload: Workload, image: Image, hostname: str, ids: Ids
 ) -> tuple[tuple[str, str], ...]:
     """The whole environment, as a container engine would set it."""
-    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": "/root" if ids.uid == 0 else "/"}
+    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": ids.home or "/"}
     merged.update(image.config.env)
     merged.update(workload.env)
     return tuple(merged.items())

@@ -16,7 +16,7 @@
  * system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
  * everything is killed and reaped, then CLEANUP is executed in the original mount namespace.
  *
- * Its 930 lines are one file because it is one program of one thread, read from the steps at
+ * Its 960 lines are one file because it is one program of one thread, read from the steps at
  * the top to the loop at the end; what could be decided elsewhere is decided in Python.
  */
 #define _GNU_SOURCE
@@ -27,6 +27,7 @@
 #include <linux/filter.h>
 #include <linux/loop.h>
 #include <linux/netlink.h>
+#include <linux/openat2.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -68,6 +69,9 @@ enum {
 
 #ifndef SYS_clone3
 #define SYS_clone3 435
+#endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
 #endif
 #ifndef SYS_execveat
 #error "execveat is needed"
@@ -222,7 +226,31 @@ static int do_affinity(const struct step *step) {
     return sched_setaffinity(0, sizeof set, &set);
 }
 
+/* Open a path of the image, which may be hostile. Right after the pivot the host's root is
+ * /proc/self/cwd, and "/..", and a link would lead there. RESOLVE_NO_SYMLINKS: fail at any link.
+ * RESOLVE_IN_ROOT: follow links below our root, but neither into another mount (a link to
+ * /proc/sys) nor through one of /proc's own. */
+static int open_inside(const char *path, int flags, uint64_t resolve) {
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC,
+                           .mode = flags & O_CREAT ? 0644 : 0,
+                           .resolve = resolve | RESOLVE_NO_MAGICLINKS};
+    if (root < 0)
+        return -1;
+    int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how), saved = errno;
+    close(root);
+    errno = saved;
+    return fd;
+}
+
+/* Nobody else runs in this root yet, so what was no link when looked at is none when used. */
 static int do_mount(const struct step *step) {
+    if (step->arg[1][0] == '/') {
+        int fd = open_inside(step->arg[1], O_PATH, RESOLVE_NO_SYMLINKS);
+        if (fd < 0)
+            return -1;
+        close(fd);
+    }
     return mount(step->arg[0], step->arg[1], step->arg[2], number(step->arg[3]), step->arg[4]);
 }
 
@@ -279,7 +307,10 @@ static int do_mknod(const struct step *step) {
 static int do_symlink(const struct step *step) { return symlink(step->arg[0], step->arg[1]); }
 
 static int do_write(const struct step *step) {
-    int fd = open(step->arg[0], O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK; /* not to wait at a named pipe */
+    int fd = open_inside(step->arg[0], flags, RESOLVE_NO_SYMLINKS);
+    if (fd < 0 && errno == ELOOP)
+        fd = open_inside(step->arg[0], flags, RESOLVE_IN_ROOT | RESOLVE_NO_XDEV);
     if (fd < 0)
         return -1;
     ssize_t size = (ssize_t)strlen(step->arg[1]);

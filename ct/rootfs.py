@@ -142,7 +142,9 @@ def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ..
     plan += [steps.symlink(target, path) for path, target in LINKS.items()]
     plan += [
         steps.mkdir("/dev/pts"),
-        steps.mount("devpts", "/dev/pts", "devpts", quiet, "newinstance,ptmxmode=0666,mode=0620"),
+        steps.mount(
+            "devpts", "/dev/pts", "devpts", quiet, "newinstance,ptmxmode=0666,mode=0620,gid=5"
+        ),
         steps.mkdir("/dev/shm"),
         steps.mount(
             "shm",

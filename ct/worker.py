@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from errno import E2BIG, ENOMEM
+from errno import E2BIG, ELOOP, ENOMEM, EXDEV
 from pathlib import Path
 
 from bench.context import RUN_VARIABLE, RunContext
@@ -51,6 +51,8 @@ class StepFailed(LaunchFailed):
         hint = _HINTS.get(name, "")
         if errno in (ENOMEM, E2BIG):  # charged to the instance, whatever the step; exec says E2BIG
             hint = "give the instance a larger memory limit"
+        if name in ("mount", "write") and errno in (ELOOP, EXDEV):
+            hint = "the image has a symbolic link there, which may lead out of it: build it without"
         super().__init__(f"the launcher failed at {what}: {self.reason}", hint)
 
 

@@ -248,11 +248,11 @@ def test_configuration_is_read(tmp_path: Path) -> None:
     assert (config.entrypoint, config.cmd) == (("/bin/app",), ("--serve", "a b"))
     assert dict(config.env)["A"] == "1=2" and dict(config.env)["EMPTY"] == ""
     assert "/usr/bin" in dict(config.env)["PATH"]
-    assert (config.user, config.ids) == ("app", Ids(1000, 1001, (2000,)))
+    assert (config.user, config.ids) == ("app", Ids(1000, 1001, (1001, 2000), "/"))
     assert (config.workdir, config.stop_signal) == ("/srv", "SIGQUIT")
     assert (config.exposed_ports, config.volumes) == (("80/tcp",), ("/data",))
     assert store.resolve("mine") == image, "the cache gives back what was stored"
-    assert store.ids_for(image, "1000:extra") == Ids(1000, 2000)
+    assert store.ids_for(image, "1000:extra") == Ids(1000, 2000, (2000,), "/")
 
 
 def test_layers_are_applied_as_container_engines_do(tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_users_of_an_image(own_cache: Path) -> None:
     """A workload's user is looked up in the image's own tables, without unpacking it again."""
     image = store.prepare("busybox")
     assert store.ids_for(image, None) == image.config.ids
-    assert store.ids_for(image, "nobody") == Ids(65534, 65534)
-    assert store.ids_for(image, "12:tty") == Ids(12, 5)
+    assert store.ids_for(image, "nobody") == Ids(65534, 65534, (65534,), "/nonexistent")
+    assert store.ids_for(image, "12:tty") == Ids(12, 5, (5,))
     with pytest.raises(BadInput, match="no user 'redis'"):
         store.ids_for(image, "redis")
 

@@ -19,6 +19,7 @@ ACCOUNTS = Accounts(
         "redis:x:101:103::/var/lib/redis:/bin/false\n"
         "4711:x:5000:5001::/:/bin/sh\n"
         "odd:x:notanumber:1::/:\n"
+        "huge:x:99999999999:1::/:\n"
     ),
     group="root:x:0:\nredis:x:103:redis\nssl:x:110:other,redis\nmail:x:8:root\ntape:x:26:redis,\n",
 )
@@ -27,19 +28,19 @@ ACCOUNTS = Accounts(
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ("", Ids(0, 0)),
-        ("root", Ids(0, 0, (8,))),
-        ("0", Ids(0, 0, (8,))),
-        ("redis", Ids(101, 103, (26, 110))),
-        ("101", Ids(101, 103, (26, 110))),
-        ("redis:ssl", Ids(101, 110)),
-        ("redis:7", Ids(101, 7)),
-        ("1234", Ids(1234, 0)),
-        ("1234:mail", Ids(1234, 8)),
-        ("1234:5678", Ids(1234, 5678)),
-        (":ssl", Ids(0, 110)),
-        ("4711", Ids(5000, 5001)),
-        ("4294967294", Ids(4294967294, 0)),
+        ("", Ids(0, 0, (0, 8), "/root")),
+        ("root", Ids(0, 0, (0, 8), "/root")),
+        ("0", Ids(0, 0, (0, 8), "/root")),
+        ("redis", Ids(101, 103, (26, 103, 110), "/var/lib/redis")),
+        ("101", Ids(101, 103, (26, 103, 110), "/var/lib/redis")),
+        ("redis:ssl", Ids(101, 110, (110,), "/var/lib/redis")),
+        ("redis:7", Ids(101, 7, (7,), "/var/lib/redis")),
+        ("1234", Ids(1234, 0, (0,))),
+        ("1234:mail", Ids(1234, 8, (8,))),
+        ("1234:5678", Ids(1234, 5678, (5678,))),
+        (":ssl", Ids(0, 110, (110,), "/root")),
+        ("4711", Ids(5000, 5001, (5001,), "/")),
+        ("4294967294", Ids(4294967294, 0, (0,))),
     ],
 )
 def test_users(user: str, expected: Ids) -> None:
@@ -48,7 +49,8 @@ def test_users(user: str, expected: Ids) -> None:
 
 
 @pytest.mark.parametrize(
-    "user", ["nobody", "redis:none", "redis:", "-1", "1.5", "4294967295", "٣", "a:b:c", "odd"]
+    "user",
+    ["nobody", "redis:none", "redis:", "-1", "1.5", "4294967295", "٣", "a:b:c", "odd", "huge"],
 )
 def test_users_that_do_not_exist(user: str) -> None:
     """Unknown names and impossible numbers are bad input with one line and a hint."""
@@ -64,7 +66,7 @@ def test_links_stay_inside_the_image(tmp_path: Path) -> None:
     (root / "real").write_text("inside:x:1:2::/:\n")
     for target in ("/real", "../real", "../../../../../../../../real"):
         (root / "etc" / "passwd").symlink_to(target)
-        assert ids_of(read_accounts(root), "inside") == Ids(1, 2)
+        assert ids_of(read_accounts(root), "inside") == Ids(1, 2, (2,), "/")
         (root / "etc" / "passwd").unlink()
     for target in ("/etc/host-only", f"{tmp_path}/host", "../../host"):
         (tmp_path / "host").write_text("outside:x:1:2::/:\n")

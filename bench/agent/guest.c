@@ -8,11 +8,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <netinet/ether.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,12 +121,30 @@ int guest_open_channel(void) {
     guest_power_off();
 }
 
+/* Open a path of the image as ct/launcher.c does: where a container refuses the image's links, a
+ * guest does too. */
+static int open_inside(const char *path, int flags, uint64_t resolve) {
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC,
+                           .mode = flags & O_CREAT ? 0644 : 0,
+                           .resolve = resolve | RESOLVE_NO_MAGICLINKS};
+    if (root < 0)
+        return -1;
+    int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how), saved = errno;
+    close(root);
+    errno = saved;
+    return fd;
+}
+
 /* mkdir + mount, the way every mount below is made. */
 static int attach(const char *source, const char *target, const char *type, unsigned long flags,
                   const char *data) {
-    if ((mkdir(target, 0755) && errno != EEXIST) || mount(source, target, type, flags, data))
+    int fd = -1;
+    if ((mkdir(target, 0755) && errno != EEXIST) ||
+        (fd = open_inside(target, O_PATH, RESOLVE_NO_SYMLINKS)) < 0)
         return fail("guest.mount", target);
-    return 0;
+    close(fd);
+    return mount(source, target, type, flags, data) ? fail("guest.mount", target) : 0;
 }
 
 static int wait_for_device(const char *step, const char *path) {
@@ -190,7 +210,7 @@ static int mount_system(const struct guest *guest) {
         attach("tmpfs", "/root/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=64k") ||
         make_devices("/root/dev") ||
         attach("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
-               "newinstance,ptmxmode=0666,mode=0620") ||
+               "newinstance,ptmxmode=0666,mode=0620,gid=5") ||
         attach("shm", "/root/dev/shm", "tmpfs", safe, options))
         return -1;
     mkdir("/root/dev/mqueue", 0755);
@@ -203,6 +223,10 @@ static int mount_scratch(const char *device) {
     if (wait_for_device("guest.scratch", device))
         return -1;
     mkdir("/root/scratch", 0755);
+    int fd = open_inside("/root/scratch", O_PATH, RESOLVE_NO_SYMLINKS);
+    if (fd < 0)
+        return fail("guest.scratch", "/scratch");
+    close(fd);
     if (mount(device, "/root/scratch", "ext4", MS_NOATIME, NULL) &&
         mount(device, "/root/scratch", "xfs", MS_NOATIME, NULL))
         return fail("guest.scratch", device);
@@ -212,7 +236,10 @@ static int mount_scratch(const char *device) {
 static int write_file(const char *path, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 static int write_file(const char *path, const char *format, ...) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK; /* not to wait at a named pipe */
+    int fd = open_inside(path, flags, RESOLVE_NO_SYMLINKS);
+    if (fd < 0 && errno == ELOOP)
+        fd = open_inside(path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_XDEV);
     va_list values;
     va_start(values, format);
     int size = fd < 0 ? -1 : vdprintf(fd, format, values);

@@ -15,16 +15,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from bench.cache import cache_dir, lock, publish, workspace
-from bench.errors import HostCannot, HvctError, oserror
+from bench.errors import BadInput, HostCannot, HvctError, oserror
 from bench.image.erofs import make_volume
-from bench.image.users import Accounts, read_accounts
-from bench.model import Ids, Image, ImageConfig
+from bench.image.users import Accounts, ids_of, read_accounts
+from bench.model import Image, ImageConfig
 
 FORMAT = 1
 PREFIX = "image"  # of our folders below <cache>/tmp
@@ -85,7 +85,8 @@ def _decode(text: str) -> Entry:
         raise ValueError("another format")
     fields: dict[str, Any] = data["image"]
     config: dict[str, Any] = fields.pop("config")
-    ids = config.pop("ids")
+    config.pop("ids")  # derived from what follows, by the rules of today
+    accounts = Accounts(**data["accounts"])
     env = tuple((name, value) for name, value in config.pop("env"))
     image = Image(
         **_tuples(fields),
@@ -93,10 +94,10 @@ def _decode(text: str) -> Entry:
         config=ImageConfig(
             **_tuples(config),
             env=env,
-            ids=Ids(ids["uid"], ids["gid"], tuple(ids["groups"])),
+            ids=ids_of(accounts, config["user"]),
         ),
     )
-    return Entry(image, data["recipe"], data["created"], Accounts(**data["accounts"]))
+    return Entry(image, data["recipe"], data["created"], accounts)
 
 
 def load(name: str) -> Entry | None:
@@ -105,7 +106,7 @@ def load(name: str) -> Entry | None:
         entry = _decode(entry_path(name).read_text())
         if entry.image.path.stat().st_size != entry.image.size_bytes:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, BadInput):
         return None
     return entry
 
@@ -169,6 +170,8 @@ def store_tree(
     Raises:
         HvctError: the volume cannot be made or stored.
     """
+    accounts = read_accounts(tree)
+    config = replace(config, ids=ids_of(accounts, config.user))
     volume = make_volume(tree, tree.parent / "volume.erofs")
     image = Image(
         name=name,
@@ -182,7 +185,7 @@ def store_tree(
         packages=packages,
         newest_mtime=volume.newest_mtime,
     )
-    _publish(Entry(image, recipe, time.time(), read_accounts(tree)), volume.path)
+    _publish(Entry(image, recipe, time.time(), accounts), volume.path)
     return image
 
 

@@ -106,13 +106,20 @@ def _rows(table: str, fields: int) -> Iterator[list[str]]:
             yield row
 
 
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 4000
+
+
 def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit()):
-        return None
-    number = int(text)
-    if number > LARGEST_ID:
+    """A number of a table; None where it is none, as it is in a row that means nothing."""
+    return int(text) if _digits(text) and int(text) <= LARGEST_ID else None
+
+
+def _asked(text: str) -> int | None:
+    """A number that was asked for; None where it is a name."""
+    if _digits(text) and int(text) > LARGEST_ID:
         raise BadInput(f"user or group {text} is out of range", f"use 0 to {LARGEST_ID}")
-    return number
+    return _number(text)
 
 
 def ids_of(accounts: Accounts, user: str) -> Ids:
@@ -120,27 +127,28 @@ def ids_of(accounts: Accounts, user: str) -> Ids:
 
     As container engines do it: without a group it is the account's own (0 for a number
     that has no account) and the groups that list the account are added; with one it is
-    that group alone.
+    that group alone. The group is always a supplementary one too: a program that changes
+    its group must not thereby escape a permission that was denied to it (CVE-2022-36109).
 
     Raises:
         BadInput: the image has no such user or group.
     """
     name, colon, group_name = user.partition(":")
-    if not name and not colon:
-        return Ids()
     uid, own_gid, login = _account(accounts, name or "0")
+    home = _home(accounts, uid)
     if colon:
-        return Ids(uid, _group(accounts, group_name), ())
+        gid = _group(accounts, group_name)
+        return Ids(uid, gid, (gid,), home)
     listed = {
         gid
         for row in _rows(accounts.group, 4)
         if login in row[3].split(",") and (gid := _number(row[2])) is not None
     }
-    return Ids(uid, own_gid, tuple(sorted(listed - {own_gid})))
+    return Ids(uid, own_gid, tuple(sorted(listed | {own_gid})), home)
 
 
 def _account(accounts: Accounts, name: str) -> tuple[int, int, str | None]:
-    wanted = _number(name)
+    wanted = _asked(name)
     for row in _rows(accounts.passwd, 4):
         uid, gid = _number(row[2]), _number(row[3])
         if uid is not None and gid is not None and (row[0] == name or uid == wanted):
@@ -151,12 +159,17 @@ def _account(accounts: Accounts, name: str) -> tuple[int, int, str | None]:
     return wanted, 0, None
 
 
+def _home(accounts: Accounts, uid: int) -> str:
+    homes = (row[5] for row in _rows(accounts.passwd, 6) if _number(row[2]) == uid)
+    return next(homes, "")
+
+
 def _group(accounts: Accounts, name: str) -> int:
     for row in _rows(accounts.group, 3):
         gid = _number(row[2])
         if row[0] == name and gid is not None:
             return gid
-    wanted = _number(name)
+    wanted = _asked(name)
     if wanted is None:
         raise BadInput(f"the image has no group {name!r}", "give its number")
     return wanted
