@@ -58,7 +58,7 @@ facet interfaces; for link in /sys/class/net/*; do echo "${link##*/} $(cat $link
 facet 'process 1'; cat /proc/1/comm
 facet 'first process group'; [ "$(cut -d' ' -f5 /proc/$$/stat)" = $$ ] && echo its own
 facet 'can write'
-for path in / /tmp /home/app /data /run /srv; do
+for path in / /tmp /srv/app /data /run /srv; do
     (: > $path/probe) 2>/dev/null && echo "$path" && rm $path/probe
 done
 facet 'mode of new files'; cd /tmp; umask 022; : > probe; stat -c '%u:%g %a' probe; rm probe
@@ -103,24 +103,24 @@ def make_tree(space: Path) -> Path:
     tree = space / "tree"
     populate(tree, find_busybox(space))
     texts = {
-        "etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
+        "etc/passwd": "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n",
         "etc/group": "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\nextra:x:2000:app\n",
         "bin/show": SHOW,
         "bin/not-executable": "#!/bin/sh\n",
         "bin/no-interpreter": "#!/no/such\n",
         "bin/no-program": "this is text\n",
         "data/seed": "in the image\n",
-        "home/app/here": "",
+        "srv/app/here": "",
     }
     for name, text in texts.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
         (tree / name).chmod(0o755 if name.startswith("bin/") else 0o644)
     (tree / "bin/not-executable").chmod(0o644)
-    for name in ("home/app", "data"):
+    for name in ("srv/app", "data"):
         shutil.chown(tree / name, 1000, 1001)
         (tree / name).chmod(0o755)
-    (tree / "home").chmod(0o755)
+    (tree / "srv").chmod(0o755)
     run(["find", tree, "-exec", "touch", "-h", "-d", f"@{OLD}", "{}", "+"])
     return tree
 

@@ -137,8 +137,8 @@ def ids_of(accounts: Accounts, user: str) -> Ids:
     uid, own_gid, login = _account(accounts, name or "0")
     home = _home(accounts, uid)
     if colon:
-        gid = _group(accounts, group_name)
-        return Ids(uid, gid, (gid,), home)
+        own_gid = _group(accounts, group_name)
+        return Ids(uid, own_gid, (own_gid,), home)
     listed = {
         gid
         for row in _rows(accounts.group, 4)
