@@ -156,7 +156,7 @@ def check(plan: Plan) -> Plan:
         if names.count(name) > 1:
             raise BadInput(f"workload {name!r} is there twice", "give each workload its own name")
     for workload in plan.workloads:
-        _check_workload(workload)
+        check_workload(workload)
     _check_metrics(plan.workloads)
     for reading in plan.invalidation:
         if reading not in INVALIDATION:
@@ -198,7 +198,12 @@ def _check_metrics(workloads: Sequence[Workload]) -> None:
                 )
 
 
-def _check_workload(workload: Workload) -> None:
+def check_workload(workload: Workload) -> None:
+    """What the types of a workload cannot say.
+
+    Raises:
+        BadInput: with the place and what is allowed there.
+    """
     where = f"workload {workload.name!r}"
     if not math.isfinite(workload.limits.cpus) or workload.limits.cpus < LEAST_CPUS:
         raise BadInput(

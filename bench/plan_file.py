@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,15 @@ from bench.model import (
     Security,
     Workload,
 )
-from bench.plan import INVALIDATION, LEAST_CPUS, Plan, check, default_primary, new_seed
+from bench.plan import (
+    INVALIDATION,
+    LEAST_CPUS,
+    Plan,
+    check,
+    check_workload,
+    default_primary,
+    new_seed,
+)
 from bench.sizes import parse_size
 from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
@@ -153,6 +162,23 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             invalidation=dict(parsed.invalidation),
         )
     )
+
+
+def workload(table: Mapping[str, Any]) -> Workload:
+    """One workload from the keys of a plan's ``[[workload]]``; its name may be left out.
+
+    Raises:
+        BadInput: a key or a value is not allowed; the message names it.
+    """
+    try:
+        made = _workload(_Workload.model_validate({"name": "workload", **table}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        hint = "docs/plan.md describes every key of a workload"
+        raise BadInput(f"{place}: {_said(first)}", hint) from error
+    check_workload(made)
+    return made
 
 
 def _said(error: ErrorDetails) -> str:

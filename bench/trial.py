@@ -192,6 +192,22 @@ def _live(
         raise HvctError("the workload had ended, but its output did not arrive within 60 s")
 
 
+def await_ready(instance: Instance, workload: Workload) -> None:
+    """Wait until a launched instance has started its workload and that is ready, by its rule.
+
+    Raises:
+        HvctError: it was not within the workload's time, or ended before.
+    """
+    deadline = instance.timeline.marks_ns[Event.REQUESTED] + int(workload.timeout_s * 1e9)
+    watch = OutputWatch(workload.ready) if workload.ready.kind in OUTPUT_KINDS else None
+    if watch is not None:
+        instance.watch_output(watch)
+    if not instance.wait(Event.STARTED, deadline):
+        raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
+    if workload.ready.kind is not ReadyKind.STARTED:
+        _wait_ready(instance, workload, watch, deadline)
+
+
 def _wait_ready(
     instance: Instance, workload: Workload, watch: OutputWatch | None, deadline: int
 ) -> None:

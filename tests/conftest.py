@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,24 @@ def busybox() -> Image:
 def default_image() -> Image:
     """The image with the workloads' programs; building it takes half a minute, once."""
     return _prepared("default")
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip builds it, from a copy: building in place reuses what older builds left."""
+    checkout = Path(__file__).resolve().parent.parent
+    room = tmp_path_factory.mktemp("wheel")
+    source = room / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, source)
+    for name in ("bench", "ct", "hv", "reports", "tests"):
+        shutil.copytree(
+            checkout / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", room, source])
+    (built,) = room.glob("hvct-*.whl")
+    return built
 
 
 class Agents:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import configparser
-import shutil
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-
-from bench.command import run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = {"bench", "ct", "hv", "reports"}
@@ -18,20 +14,9 @@ DATA = {".c", ".h", ".S", ".ld", ".html", ".css", ".j2"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel as pip builds it, from a copy: building in place reuses what older builds left."""
-    room = tmp_path_factory.mktemp("wheel")
-    source = room / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, source)
-    for name in (*PACKAGES, "tests"):
-        shutil.copytree(
-            CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", room, source])
-    (built,) = room.glob("hvct-*.whl")
-    return zipfile.ZipFile(built)
+def wheel(built_wheel: Path) -> zipfile.ZipFile:
+    """The wheel as pip builds it."""
+    return zipfile.ZipFile(built_wheel)
 
 
 def test_wheel_ships_exactly_four_packages(wheel: zipfile.ZipFile) -> None:
@@ -56,11 +41,12 @@ def test_wheel_ships_no_other_kind_of_file(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_has_one_command(wheel: zipfile.ZipFile) -> None:
-    """Distribution and command are both called hvct, under the Apache licence."""
+    """Distribution, command and pytest plugin are called hvct, under the Apache licence."""
     (entries,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     parsed = configparser.ConfigParser()
     parsed.read_string(wheel.read(entries).decode())
     assert dict(parsed["console_scripts"]) == {"hvct": "bench.cli:main"}
+    assert dict(parsed["pytest11"]) == {"hvct": "bench.pytest_plugin"}
     info = entries.rpartition("/")[0]
     assert "License-Expression: Apache-2.0" in wheel.read(f"{info}/METADATA").decode()
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
