@@ -25,7 +25,7 @@ from bench.disturbances import wait_quiet
 from bench.errors import HostCannot, HvctError, Refused
 from bench.image import store
 from bench.model import Capability, Event, Image, NetworkMode, Workload
-from bench.trial import await_ready
+from bench.startup import await_ready
 from bench.version import VERSION
 
 RELEASE_LIMIT_NS = 5_000_000_000
@@ -136,7 +136,7 @@ class Launcher:
     def to_end(
         self, image: str = "busybox", argv: list[str] | None = None, **workload: Any
     ) -> Instance:
-        """Run it to its end within `timeout_s`; output, exit and timeline can still be read then."""
+        """Run it to its end within `timeout_s`; output, exit and timeline stay readable."""
         wanted = self.workload(image, argv, workload)
         with self.started(wanted) as instance:
             requested = instance.timeline.marks_ns[Event.REQUESTED]

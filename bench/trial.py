@@ -21,23 +21,19 @@ from bench.model import (
     Event,
     InstanceSpec,
     Outcome,
-    ReadyKind,
     Sample,
     Trial,
     Workload,
 )
-from bench.readiness import NETWORK_KINDS, OUTPUT_KINDS, OutputWatch, probe
+from bench.readiness import NETWORK_KINDS
 from bench.schedule import Slot
+from bench.startup import TrialTimeout, await_ready, ending
 
 STOP_GRACE_S = 5.0
 RELEASE_LIMIT_NS = 5_000_000_000
 LOG_LIMIT = 1 << 20
 SHIP_LIMIT_NS = 60_000_000_000  # for output and receipt, once the workload has ended
 WINDOW_TOLERANCE = 0.02  # part of the window that may pass before its first counter is read
-
-
-class TrialTimeout(HvctError):
-    """The workload's time was over before it was ready or done."""
 
 
 @dataclass
@@ -167,17 +163,12 @@ def _live(
     trial: Trial,
     available_bytes: int,
 ) -> None:
-    deadline = instance.timeline.marks_ns[Event.REQUESTED] + int(workload.timeout_s * 1e9)
-    watch = OutputWatch(workload.ready) if workload.ready.kind in OUTPUT_KINDS else None
-    if watch is not None:
-        instance.watch_output(watch)
-    if not instance.wait(Event.STARTED, deadline):
-        raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
-    readings.cpu_started = instance.cpu()
-    readings.started_read_ns = time.monotonic_ns()
-    readings.host_started = Snapshot.take(helpers=readings.helpers)
-    if workload.ready.kind is not ReadyKind.STARTED:
-        _wait_ready(instance, workload, watch, deadline)
+    def started() -> None:
+        readings.cpu_started = instance.cpu()
+        readings.started_read_ns = time.monotonic_ns()
+        readings.host_started = Snapshot.take(helpers=readings.helpers)
+
+    deadline = await_ready(instance, workload, started)
     if workload.until == "ready":
         _hold(instance, workload, readings)
         _read_memory(instance, trial, available_bytes)
@@ -192,78 +183,6 @@ def _live(
         raise HvctError("the workload had ended, but its output did not arrive within 60 s")
 
 
-def await_ready(instance: Instance, workload: Workload) -> None:
-    """Wait until a launched instance has started its workload and that is ready, by its rule.
-
-    Raises:
-        HvctError: it was not within the workload's time, or ended before.
-    """
-    deadline = instance.timeline.marks_ns[Event.REQUESTED] + int(workload.timeout_s * 1e9)
-    watch = OutputWatch(workload.ready) if workload.ready.kind in OUTPUT_KINDS else None
-    if watch is not None:
-        instance.watch_output(watch)
-    if not instance.wait(Event.STARTED, deadline):
-        raise TrialTimeout(f"the workload was not started within {workload.timeout_s:g} s")
-    if workload.ready.kind is not ReadyKind.STARTED:
-        _wait_ready(instance, workload, watch, deadline)
-
-
-def _wait_ready(
-    instance: Instance, workload: Workload, watch: OutputWatch | None, deadline: int
-) -> None:
-    if watch is not None:
-        while watch.ready_ns is None:
-            left = (deadline - time.monotonic_ns()) / 1e9
-            if left <= 0:
-                raise TrialTimeout(f"not ready within {workload.timeout_s:g} s")
-            if instance.exit is not None:
-                raise _died_early(instance, workload)
-            instance.pump(min(left, 0.25))
-        stamp, resolution = watch.ready_ns, 0
-    else:
-
-        def alive(wait_s: float) -> bool:
-            instance.pump(wait_s)
-            return instance.exit is None
-
-        marks = instance.timeline.marks_ns
-        reached = probe(
-            workload.ready,
-            instance.connect_host,
-            deadline,
-            alive,
-            requested_ns=marks[Event.REQUESTED],
-            started_ns=marks[Event.STARTED],
-        )
-        if reached is None:
-            if instance.exit is not None:
-                raise _died_early(instance, workload)
-            raise TrialTimeout(
-                f"port {workload.ready.port} gave no useful reply within {workload.timeout_s:g} s"
-            )
-        instance.check_listener(workload.ready.port)
-        stamp, resolution = reached.stamp_ns, reached.resolution_ns
-    instance.timeline.mark(Event.READY, stamp, resolution)
-
-
-def _died_early(instance: Instance, workload: Workload) -> HvctError:
-    assert instance.exit is not None
-    return HvctError(
-        f"the workload ended before it was ready: {_ending(instance)}",
-        "look at the trial's log",
-    )
-
-
-def _ending(instance: Instance) -> str:
-    """How it ended, with the reason where the kernel or the workload gave one."""
-    assert instance.exit is not None
-    kills = instance.oom_kills()
-    if kills:
-        return f"{instance.exit.describe()}, out of memory ({kills} killed by the kernel)"
-    said = instance.stderr.decode("utf-8", "replace").strip().splitlines()
-    return instance.exit.describe() + (f": {said[-1][:200]}" if said else "")
-
-
 def _hold(instance: Instance, workload: Workload, readings: _Readings) -> None:
     """Leave it alone for a while: what is read then is an idle instance."""
     readings.cpu_held = instance.cpu()
@@ -271,7 +190,7 @@ def _hold(instance: Instance, workload: Workload, readings: _Readings) -> None:
     while (left := workload.hold_s - (time.monotonic() - began)) > 0:
         instance.pump(left)
         if instance.exit is not None:
-            raise HvctError(f"the workload ended while it was held: {_ending(instance)}")
+            raise HvctError(f"the workload ended while it was held: {ending(instance)}")
     readings.cpu_hold_end = instance.cpu()
     readings.hold_s = time.monotonic() - began
 
@@ -314,7 +233,7 @@ def _judge_exit(instance: Instance, workload: Workload) -> None:
     status = instance.exit
     if status is None or status.signal is not None or status.code != workload.expect_status:
         raise HvctError(
-            f"the workload ended with {_ending(instance)}" if status else "no exit status"
+            f"the workload ended with {ending(instance)}" if status else "no exit status"
         )
 
 

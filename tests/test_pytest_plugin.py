@@ -245,8 +245,8 @@ def test_what_cannot_run_is_skipped_with_its_reason(project: Project) -> None:
 
 def test_an_arm_that_does_not_exist_is_refused_at_once(project: Project) -> None:
     """A typing error in --hvct-arms is a usage error that names the arms there are."""
-    done = project.pytest("--hvct-arms", "containr")
-    assert done.code == 4 and "there is no arm 'containr'" in done.err, done
+    done = project.pytest("--hvct-arms", "contaner2")
+    assert done.code == 4 and "there is no arm 'contaner2'" in done.err, done
     assert "choose from vm" in done.err
 
 
