@@ -34,7 +34,6 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *cold_files(trials),
         *restless(trials),
         *disturbed(trials, run["plan"].get("invalidation")),
-        *deviating(run, trials),
         *shared_cpus(trials),
     ]
 

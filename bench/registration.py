@@ -26,7 +26,7 @@ def settings(run: Mapping[str, Any]) -> dict[str, Any]:
     plan = run["plan"]
     judged: dict[str, dict[str, Any]] = {}
     for metric, _ in plan.get("primary") or ():
-        about = run.get("metrics", {}).get(metric, {})
+        about = (run.get("metrics") or {}).get(metric, {})
         margin = (plan.get("margins") or {}).get(metric, about.get("margin"))
         judged[metric] = {
             "margin": margin,

@@ -84,7 +84,10 @@ def read(directory: Path) -> Run:
         frames = _frames(record, stored.trials)
         pairs, identity = _identity(record, stored.trials)
         invalid = findings.invalid_blocks(stored.trials, record["plan"]["invalidation"] or {})
-        warnings = findings.from_run(record, stored.trials)
+        warnings = [
+            *findings.deviating(stored.run, stored.trials),  # as stored: a digest is of bytes
+            *findings.from_run(record, stored.trials),
+        ]
     except _Wrong as wrong:
         raise BadInput(f"{directory}: {wrong}", HINT) from wrong
     return Run(

@@ -22,6 +22,7 @@ def registered_run(folder: Path, **changes: Any) -> Path:
     """A synthetic run that registered its settings, as `hvct compare` writes it."""
     record = synthetic.run_record(kind="kvm", blocks=12)
     record["plan"]["invalidation"] = {"steal_cpus": 0.05}
+    record["plan"]["workloads"][1]["ready"]["send"] = "PING\r\n"  # no page may hold a \r
     record |= changes
     record["registration"] = registration.register(record)
 
