@@ -12,12 +12,18 @@ from bench.errors import BadInput
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to compare. `options` go to the backend's constructor."""
+    """One thing to compare.
+
+    Attributes:
+        options: go to the backend's constructor.
+        peer: somebody else's launcher: optional, and only there to be compared with.
+    """
 
     name: str
     backend: str
     title: str
     options: dict[str, object] = field(default_factory=dict)
+    peer: bool = False
 
 
 ARMS: dict[str, Arm] = {
@@ -28,10 +34,17 @@ ARMS: dict[str, Arm] = {
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),
+        Arm("runc", "runc", "the OCI reference runtime, runc run", peer=True),
+        Arm("crun", "crun", "the OCI runtime in C, crun run", peer=True),
+        Arm("bwrap", "bwrap", "bubblewrap, given the same namespaces, capabilities and filter", peer=True),
+        Arm("unshare", "unshare", "unshare of util-linux: namespaces and a root, no confinement", peer=True),
     )
 }  # fmt: skip
 DEFAULT_ARMS = ("vm", "container", "process")
 BASELINE = "container"
+ALL = "all"
+"""What a user names for every arm that works on the host."""
+PEERS = tuple(name for name, arm in ARMS.items() if arm.peer)
 
 
 def resolve(names: Sequence[str]) -> tuple[Arm, ...]:

@@ -9,7 +9,17 @@ import signal
 import time
 from pathlib import Path
 
-from bench.cgroupfs import OURS, V2_CONTROLLERS, Layout, layout, read_number, read_text, write_text
+from bench.cgroupfs import (
+    OURS,
+    ROOT,
+    V2_CONTROLLERS,
+    Layout,
+    layout,
+    read_number,
+    read_pairs,
+    read_text,
+    write_text,
+)
 from bench.errors import HostCannot, HvctError, oserror
 
 REMOVE_TIMEOUT_S = 5.0
@@ -20,7 +30,7 @@ _prepared: set[str] = set()  # tags whose parent groups this process has made
 def remove_all(tag: str) -> list[str]:
     """Remove every group of a run, its processes killed first; returns the paths removed."""
     _prepared.discard(tag)
-    removed = []
+    removed = remove_elsewhere(tag)
     where = layout()
     for mount in where.mounts:
         top = mount / OURS / tag
@@ -178,3 +188,42 @@ def remove_tree(directory: Path, deadline_s: float) -> None:
         kill(directory)
         time.sleep(pause_s)
         pause_s = min(0.05, pause_s * 2)
+
+
+def oom_kills_in(directory: Path) -> int:
+    """Processes killed for lack of memory in a memory group or one below it."""
+    found = 0
+    for name in ("memory.events", "memory.oom_control"):
+        with contextlib.suppress(HvctError):
+            found = read_pairs(directory / name).get("oom_kill", 0)
+            break
+    if (directory / "memory.events").exists():  # v2 counts what is below as well
+        return found
+    return found + sum(map(oom_kills_in, _children(directory)))
+
+
+def elsewhere(tag: str) -> list[Path]:
+    """A run's groups in v1 hierarchies that we do not use: peers make theirs in all of them."""
+    where = layout()
+    if where.version == 2:
+        return []
+    ours = {mount.resolve() for mount in where.mounts}
+    return [
+        mount / OURS / tag
+        for mount in ROOT.iterdir()
+        if not mount.is_symlink() and mount.resolve() not in ours and (mount / OURS / tag).is_dir()
+    ]
+
+
+def remove_elsewhere(tag: str, name: str = "") -> list[str]:
+    """Remove them, of one instance or of the whole run; returns the paths removed."""
+    removed = []
+    for top in elsewhere(tag):
+        target = top / name if name else top
+        if target.is_dir():
+            remove_tree(target, time.monotonic() + REMOVE_TIMEOUT_S)
+            removed.append(str(target))
+        with contextlib.suppress(OSError):  # other instances, other runs
+            os.rmdir(top)
+            os.rmdir(top.parent)
+    return removed

@@ -15,7 +15,7 @@ from bench.errors import HvctError
 from bench.plan import Plan
 from bench.schedule import Slot, build
 
-FIRST_GUESS_S = {"vm": 4.5, "container": 1.2, "process": 1.2}
+FIRST_GUESS_S = {"vm": 4.5, "qemu": 4.5, "container": 1.2, "process": 1.2}
 """Seconds of one trial, gap included, before this host has run any (emulated VM, 2 CPUs)."""
 
 OURS = "hvct"

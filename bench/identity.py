@@ -99,8 +99,11 @@ SAME_SECURITY = frozenset(
 )
 """Fields that must match as well under the security profile ``same``."""
 
-PROCESS_DECLARED = frozenset({"hostname"})
-"""What a bare process shares with the host: name, memory, and it is not PID 1."""
+ARM_DECLARED: Mapping[str, frozenset[str]] = {
+    "process": frozenset({"hostname"}),  # it has the host's, and is not PID 1
+    "unshare": frozenset({"hostname"}),  # it cannot set one
+}
+"""Backend → what it cannot do identically, and that is said so: the only such table."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def class_of(
     if security == "same" and name in SAME_SECURITY:
         return FieldClass.MUST_MATCH
     backends = {arm.partition(":")[0] for arm in arms}
-    if "process" in backends and name in PROCESS_DECLARED:
+    if any(name in ARM_DECLARED.get(backend, ()) for backend in backends):
         return FieldClass.DECLARED
     return FIELDS.get(name, FieldClass.INFORMATIONAL)
 

@@ -1,4 +1,4 @@
-"""The only importer of hv and ct: turns an arm's name into a backend, lazily."""
+"""The only importer of hv, ct and peers: turns an arm's name into a backend, lazily."""
 
 from __future__ import annotations
 
@@ -28,10 +28,38 @@ def _process(context: RunContext, options: dict[str, Any]) -> Backend:
     return ProcessBackend(context, **options)
 
 
+def _runc(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.oci import RuncBackend
+
+    return RuncBackend(context, **options)
+
+
+def _crun(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.oci import CrunBackend
+
+    return CrunBackend(context, **options)
+
+
+def _bwrap(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.bubblewrap import BubblewrapBackend
+
+    return BubblewrapBackend(context, **options)
+
+
+def _unshare(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.unshare import UnshareBackend
+
+    return UnshareBackend(context, **options)
+
+
 BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "vm": _vm,
     "container": _container,
     "process": _process,
+    "runc": _runc,
+    "crun": _crun,
+    "bwrap": _bwrap,
+    "unshare": _unshare,
 }
 
 

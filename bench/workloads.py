@@ -85,6 +85,19 @@ def quick_suite() -> tuple[Workload, ...]:
     return QUICK
 
 
+PRESETS = {"startup": (HELLO,)}
+"""Names for several workloads, or for a purpose."""
+
+
+def named(names: Sequence[str]) -> tuple[Workload, ...]:
+    """The built-in workloads of these names, presets spelt out.
+
+    Raises:
+        BadInput: there is none of a name.
+    """
+    return tuple(workload for name in names for workload in PRESETS.get(name) or (builtin(name),))
+
+
 def builtin(name: str) -> Workload:
     """The built-in workload of this name.
 
@@ -94,7 +107,7 @@ def builtin(name: str) -> Workload:
     for workload in QUICK:
         if workload.name == name:
             return workload
-    known = ", ".join(workload.name for workload in QUICK)
+    known = ", ".join([*(workload.name for workload in QUICK), *PRESETS])
     raise BadInput(
         f"there is no workload {name!r}", f"choose from {known}, or describe your own in a plan"
     )

@@ -166,6 +166,7 @@ def _compare(commands: Commands) -> None:
         """
 hvct compare                                    the quick suite
 hvct compare hello redis --arms vm,container --blocks 12
+hvct compare startup --arms all                 beside runc, bwrap and other peers
 hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
 hvct compare --plan mine.toml --dry-run         what would be done, how long
 hvct compare xz --json >xz.json                 the figures for a program
@@ -176,7 +177,7 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
     )  # fmt: skip
     parser.add_argument(
         "workload", nargs="*", metavar="WORKLOAD",
-        help="of the quick suite: hello, redis, nginx, touch64, xz; default: all",
+        help="of the quick suite: hello, redis, nginx, touch64, xz; startup is hello; default: all",
     )  # fmt: skip
     parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
     parser.add_argument(
@@ -184,7 +185,9 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
         help="one workload from any image; its command after --",
     )  # fmt: skip
     parser.add_argument(
-        "--arms", metavar="A,B,…", help=f"of {', '.join(ARMS)}; default: {','.join(DEFAULT_ARMS)}"
+        "--arms",
+        metavar="A,B,…",
+        help=f"of {', '.join(ARMS)}, or all that work here; default: {','.join(DEFAULT_ARMS)}",
     )
     parser.add_argument(
         "--blocks", type=int, metavar="N", help="repetitions, one trial of every arm each"

@@ -28,7 +28,7 @@ from bench import (
     workloads,
 )
 from bench.cleanup import clean_dead
-from bench.commands.execution import execute
+from bench.commands.execution import execute, plan_document
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
@@ -88,6 +88,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         BadInput: they contradict each other, or the plan is not valid.
     """
     names = tuple(options.arms.split(",")) if options.arms else None
+    if names == (arms.ALL,):
+        names = tuple(arms.ARMS)
     if options.plan is not None:
         if options.workload or options.image_option:
             raise BadInput("--plan already says which workloads", "leave the workload names out")
@@ -104,7 +106,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         chosen: tuple[Workload, ...] = (workloads.from_image(options.image_option, options.argv),)
         name = chosen[0].name
     else:
-        chosen = tuple(map(workloads.builtin, options.workload)) or workloads.quick_suite()
+        chosen = workloads.named(options.workload) or workloads.quick_suite()
         name = "quick" if not options.workload else "-".join(options.workload)[:40]
     made = plan.quick(
         chosen,
@@ -215,12 +217,7 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
             "libvirt_uri": options.libvirt_uri,
             "kernel": str(options.kernel.absolute()) if options.kernel else None,
         },
-        "plan": {
-            **store.jsonable(chosen),
-            "pairs": arms.pairs(chosen.arms),
-            "baseline": arms.BASELINE if arms.BASELINE in chosen.arms else chosen.arms[-1],
-            "fairness": chosen.fairness(),
-        },
+        "plan": plan_document(chosen),
         "metrics": store.jsonable(table(chosen.workloads)),
         "host": host.fingerprint(),
         "images": {},

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import arms, host, journal, registry, store
@@ -24,7 +25,9 @@ NOT_A_TERMINAL = 100  # columns
 
 def main(options: argparse.Namespace) -> int:
     """Probe every arm by doing, examine the host, say both. Exit 3 when an arm cannot run."""
-    capabilities = probe(options)
+    capabilities = probe(options, arms.DEFAULT_ARMS)
+    # Optional: whether they work decides nothing.
+    peers = probe(options, arms.PEERS) if os.geteuid() == 0 else []
     # Without root there is one reason for everything, and it has a finding of its own.
     findings = examine(capabilities if os.geteuid() == 0 else ())
     usable = all(capability.usable for capability in capabilities)
@@ -33,6 +36,7 @@ def main(options: argparse.Namespace) -> int:
             "usable": usable,
             "host": host.fingerprint(),
             "capabilities": store.jsonable(capabilities),
+            "peers": store.jsonable(peers),
             "findings": store.jsonable(findings),
         }
         print(json.dumps(document, indent=1))
@@ -40,6 +44,10 @@ def main(options: argparse.Namespace) -> int:
     print_text("Host    ", host.summary_line())
     print()
     for capability in capabilities:
+        print_capability(capability)
+    if peers:
+        print_text("\nPeers   ", "optional, for hvct compare startup --arms all")
+    for capability in peers:
         print_capability(capability)
     print()
     for finding in findings:
@@ -78,11 +86,11 @@ def print_finding(finding: Finding) -> None:
             print_text("    → ", finding.remedy)
 
 
-def probe(options: argparse.Namespace) -> list[Capability]:
-    """What each of the default arms can do here; a probe that breaks is an answer too."""
+def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]:
+    """What each of these arms can do here; a probe that breaks is an answer too."""
     if os.geteuid() != 0:
         why, remedy = "it needs root (namespaces, cgroups, a bridge)", "sudo hvct doctor"
-        return [Capability(name, False, why, remedy) for name in arms.DEFAULT_ARMS]
+        return [Capability(name, False, why, remedy) for name in names]
     clean_dead()
     found = []
     with (
@@ -91,7 +99,7 @@ def probe(options: argparse.Namespace) -> list[Capability]:
             Path(folder), libvirt_uri=options.libvirt_uri, kernel=options.kernel
         ) as context,
     ):
-        for arm in arms.resolve(arms.DEFAULT_ARMS):
+        for arm in arms.resolve(names):
             if sys.stderr.isatty():
                 print(f"\rtrying {arm.name} … \033[K", end="", file=sys.stderr, flush=True)
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from bench.commands.progress import RunProgress, told_to
 from bench.context import RunContext
 from bench.errors import BadInput, HostCannot
 from bench.image import store as image_store
-from bench.model import Capability, Image, NetworkMode
+from bench.model import Capability, Finding, Image, NetworkMode
 from bench.pagecache import SharedCache
 from bench.plan import Plan
 
@@ -32,6 +33,7 @@ def execute(
     progress: RunProgress,
 ) -> None:
     """Set up what the plan needs, run its trials, and undo what was set up."""
+    optional = getattr(options, "arms", None) == arms.ALL
     network = any(workload.network is NetworkMode.BRIDGE for workload in chosen.workloads)
     durations = estimate.load()
     with journal.open_run(
@@ -46,12 +48,19 @@ def execute(
             # Before the helpers are started: they inherit it.
             pinned_away(chosen),
             SharedCache(context.tag) as cache,
-            open_backends(chosen.arms, context, progress.stage) as (backends, found),
+            open_backends(chosen.arms, context, progress.stage, optional) as (backends, found),
             saying_so(progress),
         ):
+            chosen, left_out = without_unusable(chosen, found)
+            run["plan"] = plan_document(chosen)
+            for capability in left_out:
+                progress.banner("Without", f"{capability.backend}: {capability.reason}")
+            found = {name: found[name] for name in chosen.arms}
             run["capabilities"] = store.jsonable(list(found.values()))
             record_vm(run, found, progress.banner)
-            run["findings"] = store.jsonable(preflight(list(found.values())))
+            run["findings"] = store.jsonable(
+                [*preflight(list(found.values())), *map(left_out_finding, left_out)]
+            )
             run_store.write_run(run)
             campaign = Campaign(
                 chosen, run, run_store, backends, images, context, cache, progress, durations
@@ -96,11 +105,52 @@ def prepare_images(
     return images
 
 
+def plan_document(chosen: Plan) -> dict[str, Any]:
+    """The plan as ``run.json`` holds it, with what follows from it."""
+    return {
+        **store.jsonable(chosen),
+        "pairs": arms.pairs(chosen.arms),
+        "baseline": arms.BASELINE if arms.BASELINE in chosen.arms else chosen.arms[-1],
+        "fairness": chosen.fairness(),
+    }
+
+
+def without_unusable(
+    chosen: Plan, found: Mapping[str, Capability]
+) -> tuple[Plan, list[Capability]]:
+    """The plan with the arms that work here, and what was found of the others.
+
+    Raises:
+        HostCannot: fewer than two work.
+    """
+    usable = tuple(name for name in chosen.arms if found[name].usable)
+    left_out = [
+        dataclasses.replace(found[name], backend=name) for name in chosen.arms if name not in usable
+    ]
+    if len(usable) < 2:
+        raise HostCannot("fewer than two arms work on this host", "run hvct doctor")
+    return dataclasses.replace(chosen, arms=usable), left_out
+
+
+def left_out_finding(capability: Capability) -> Finding:
+    """Said in the report: an arm that was asked for by ``all`` and does not work here."""
+    return Finding(
+        f"arm.left-out.{capability.backend}",
+        "warning",
+        f"{capability.backend} is not compared: {capability.reason}",
+        "there is no figure of it in this run",
+        capability.remedy,
+    )
+
+
 @contextlib.contextmanager
 def open_backends(
-    names: tuple[str, ...], context: RunContext, stage: Any
+    names: tuple[str, ...], context: RunContext, stage: Any, optional: bool = False
 ) -> Iterator[tuple[dict[str, Backend], dict[str, Capability]]]:
     """Every arm's backend, entered and probed.
+
+    Args:
+        optional: an arm that cannot run here is no reason to stop.
 
     Raises:
         HostCannot: an arm cannot run on this host; the hint is the remedy.
@@ -112,12 +162,14 @@ def open_backends(
             stage(f"trying what this host can do · {arm.name}")
             backend = stack.enter_context(registry.make(arm, context))
             capability = backend.probe()
+            found[arm.name] = capability
+            if optional and not capability.usable:
+                continue
             if not capability.usable:
                 raise HostCannot(
                     f"{arm.name}: {capability.reason}", without(capability.remedy, arm.name, names)
                 )
             backends[arm.name] = backend
-            found[arm.name] = capability
         yield backends, found
 
 

@@ -1,0 +1,1 @@
+"""Other people's launchers as backends: the same image, agent, clock and accounting as our arms."""
