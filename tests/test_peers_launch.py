@@ -68,7 +68,8 @@ def test_the_same_work_as_in_our_container(
     context: RunContext, container: Backend, peer: Backend, busybox: Image, security: Security
 ) -> None:
     """Output, exit status and every receipt field that must match are those of our container."""
-    script = "echo $A; id; pwd; umask; cat /etc/hosts; df -k / | awk '/%/ {print $1, $2}'; echo x >/y; echo e >&2"
+    script = "echo $A; id; pwd; umask; cat /etc/hosts; df -k / | awk '/%/ {print $1, $2}'"
+    script += "; echo x >/y; echo e >&2"
     argv = ("sh", "-c", f"{script}; exit 7")
     ids = Ids(1000, 1000, (5,)) if security is Security.SAME else Ids()
     seen = []

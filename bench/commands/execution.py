@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bench import arms, estimate, journal, registry, spec, store
+from bench import arms, estimate, journal, registration, registry, spec, store
 from bench.backend import Backend
 from bench.campaign import Campaign
 from bench.commands.progress import RunProgress, told_to
@@ -52,9 +52,12 @@ def execute(
             saying_so(progress),
         ):
             chosen, left_out = without_unusable(chosen, found)
-            run["plan"] = plan_document(chosen)
             for capability in left_out:
                 progress.banner("Without", f"{capability.backend}: {capability.reason}")
+            if left_out:  # before any trial: what is settled is what can be measured
+                run["plan"] = plan_document(chosen)
+                run["registration"] = registration.register(run)
+                progress.banner("Fixed", f"{registration.mark(run)}, now without them")
             found = {name: found[name] for name in chosen.arms}
             run["capabilities"] = store.jsonable(list(found.values()))
             record_vm(run, found, progress.banner)
