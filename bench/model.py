@@ -87,6 +87,7 @@ class ReadyKind(StrEnum):
     TCP = "tcp"  # at the first accepted connection
     REPLY = "reply"  # when `expect` comes back after sending `send`
     HTTP = "http"  # at the first HTTP 200 for `path`
+    HEALTH = "health"  # when a check run inside first ends with status 0
 
 
 class OutputMode(StrEnum):
@@ -119,6 +120,23 @@ class Ids:
 
 
 @dataclass(frozen=True)
+class Healthcheck:
+    """How an image says that one finds out whether it serves (Docker's HEALTHCHECK).
+
+    Attributes:
+        command: argv, run inside as the workload's own user; status 0 means healthy.
+        interval_s: from one check to the next.
+        timeout_s: a check that takes longer has failed.
+        start_interval_s: the interval until it is healthy, 0 where none is declared.
+    """
+
+    command: tuple[str, ...]
+    interval_s: float = 30.0
+    timeout_s: float = 30.0
+    start_interval_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class ImageConfig:
     """What the image says about running it (OCI image configuration)."""
 
@@ -131,6 +149,7 @@ class ImageConfig:
     stop_signal: str = "SIGTERM"
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    healthcheck: Healthcheck | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Readiness:
-    """When the workload counts as ready; only the fields of its kind are used."""
+    """When the workload counts as ready; only the fields of its kind are used.
+
+    For a health check, an empty `command` means the image's own, 0 its interval and timeout.
+    """
 
     kind: ReadyKind = ReadyKind.STARTED
     port: int = 0
@@ -170,6 +192,9 @@ class Readiness:
     send: bytes = b""
     expect: bytes = b""
     pattern: str = ""
+    command: tuple[str, ...] = ()
+    interval_s: float = 0.0
+    timeout_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -286,6 +311,7 @@ class InstanceSpec:
     security: Security = Security.CONTAINER_NATIVE
     receipt: ReceiptLevel = ReceiptLevel.CHEAP
     listen_port: int = 0  # > 0: the agent reports LISTENING for it
+    health: Healthcheck | None = None  # where readiness is by health check
     stop_signal: int = 15
     accounting: bool = True  # False: no cgroup (for measuring what accounting costs)
     extra_modules: tuple[str, ...] = ()

@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.image.users import Accounts, ids_of
-from bench.model import ImageConfig
+from bench.model import Healthcheck, ImageConfig
 
+DEFAULT_CHECK_S = 30.0  # a health check's interval and timeout, as container engines have it
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -37,7 +38,36 @@ def parse(raw: dict[str, Any], accounts: Accounts) -> ImageConfig:
         stop_signal=stop_signal,
         exposed_ports=_keys(raw, "ExposedPorts"),
         volumes=_keys(raw, "Volumes"),
+        healthcheck=_healthcheck(raw),
     )
+
+
+def _healthcheck(raw: dict[str, Any]) -> Healthcheck | None:
+    """Docker's HEALTHCHECK: ``CMD`` with an argv, or ``CMD-SHELL`` with a line for the shell."""
+    fields = raw.get("Healthcheck") or {}
+    if not isinstance(fields, dict):
+        raise _malformed("Healthcheck")
+    kind, *words = _texts(fields, "Test") or ("NONE",)
+    if kind == "NONE" or not words:
+        return None
+    if kind == "CMD-SHELL":
+        words = [*(_texts(raw, "Shell") or ("/bin/sh", "-c")), *words]
+    elif kind != "CMD":
+        raise _malformed("Healthcheck")
+    return Healthcheck(
+        tuple(words),
+        interval_s=_duration_s(fields, "Interval") or DEFAULT_CHECK_S,
+        timeout_s=_duration_s(fields, "Timeout") or DEFAULT_CHECK_S,
+        start_interval_s=_duration_s(fields, "StartInterval"),
+    )
+
+
+def _duration_s(fields: dict[str, Any], field: str) -> float:
+    """A duration, which is in nanoseconds; 0 where there is none."""
+    value = fields.get(field) or 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+        raise _malformed(f"Healthcheck.{field}")
+    return value / 1e9
 
 
 def signal_number(text: str) -> int:

@@ -24,7 +24,7 @@ from bench.cache import cache_dir, lock, publish, workspace
 from bench.errors import BadInput, HostCannot, HvctError, oserror
 from bench.image.erofs import make_volume
 from bench.image.users import Accounts, ids_of, read_accounts
-from bench.model import Image, ImageConfig
+from bench.model import Healthcheck, Image, ImageConfig
 
 FORMAT = 1
 PREFIX = "image"  # of our folders below <cache>/tmp
@@ -50,14 +50,19 @@ class Entry:
 
     Attributes:
         recipe: what it was built from; a built-in whose recipe has changed is built anew.
+            For one that came from outside, the digest of its manifest: its parts are kept.
         created: seconds since the epoch.
         accounts: the image's own users, so that a workload may name another one.
+        remote: where a registry has it (``docker.io/library/nginx:1.27``), "" for others.
+        remote_digest: what that meant when it was pulled.
     """
 
     image: Image
     recipe: str
     created: float
     accounts: Accounts
+    remote: str = ""
+    remote_digest: str = ""
 
 
 def images_dir() -> Path:
@@ -86,6 +91,7 @@ def _decode(text: str) -> Entry:
     fields: dict[str, Any] = data["image"]
     config: dict[str, Any] = fields.pop("config")
     config.pop("ids")  # derived from what follows, by the rules of today
+    health = config.pop("healthcheck", None)
     accounts = Accounts(**data["accounts"])
     env = tuple((name, value) for name, value in config.pop("env"))
     image = Image(
@@ -95,9 +101,11 @@ def _decode(text: str) -> Entry:
             **_tuples(config),
             env=env,
             ids=ids_of(accounts, config["user"]),
+            healthcheck=Healthcheck(**_tuples(health)) if health else None,
         ),
     )
-    return Entry(image, data["recipe"], data["created"], accounts)
+    remote, remote_digest = data.get("remote", ""), data.get("remote_digest", "")
+    return Entry(image, data["recipe"], data["created"], accounts, remote, remote_digest)
 
 
 def load(name: str) -> Entry | None:
@@ -135,6 +143,8 @@ def _publish(entry: Entry, volume: Path) -> None:
         "recipe": entry.recipe,
         "created": entry.created,
         "accounts": asdict(entry.accounts),
+        "remote": entry.remote,
+        "remote_digest": entry.remote_digest,
     }
     made = volume.with_suffix(".json")
     made.write_text(json.dumps(record, indent=1))
@@ -164,6 +174,8 @@ def store_tree(
     recipe: str,
     architecture: str | None = None,
     packages: tuple[str, ...] = (),
+    remote: str = "",
+    remote_digest: str = "",
 ) -> Image:
     """Turn a tree inside a workspace into an image of the cache.
 
@@ -185,7 +197,8 @@ def store_tree(
         packages=packages,
         newest_mtime=volume.newest_mtime,
     )
-    _publish(Entry(image, recipe, time.time(), accounts), volume.path)
+    entry = Entry(image, recipe, time.time(), accounts, remote, remote_digest)
+    _publish(entry, volume.path)
     return image
 
 

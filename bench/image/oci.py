@@ -7,6 +7,8 @@ read), umoci unpacks the layers, we check what neither does.
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import os
 import re
 import tarfile
@@ -18,11 +20,11 @@ from urllib.parse import quote
 
 from bench.command import run
 from bench.errors import BadInput, HostCannot, HvctError
-from bench.image import archive, config, index
+from bench.image import archive, blobs, config, index
 from bench.image.archive import EXPORT, Source, read_json, too_large
 from bench.image.erofs import normalise_times
 from bench.image.index import Progress
-from bench.image.users import read_accounts
+from bench.image.users import make_folders, read_accounts
 from bench.model import Image
 
 MAX_BYTES = 20 << 30
@@ -34,12 +36,23 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class _Layout:
-    """The OCI layout skopeo wrote, with its one image opened."""
+    """The OCI layout skopeo wrote, with its one image opened.
+
+    Attributes:
+        settings: the image's configuration as its source has it: converting a Docker image to
+            OCI drops what only Docker knows, such as its HEALTHCHECK.
+    """
 
     path: Path
     manifest_digest: str
     layers: tuple[str, ...]
     settings: dict[str, Any]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every digest of it."""
+        manifest = read_json(self.blob(self.manifest_digest))
+        return (self.manifest_digest, str(manifest["config"]["digest"]), *self.layers)
 
     def blob(self, digest: str) -> Path:
         """The file of a digest."""
@@ -81,19 +94,29 @@ def check_image_name(name: str) -> str:
 
 
 def import_source(
-    source: Source, name: str, origin: str, space: Path, progress: Progress, max_bytes: int
+    source: Source,
+    name: str,
+    origin: str,
+    space: Path,
+    progress: Progress,
+    max_bytes: int,
+    *,
+    kept: str = "",
+    remote: str = "",
+    remote_digest: str = "",
 ) -> Image:
     """Import what one skopeo reference means.
 
     Args:
         origin: what the user called it, for messages and the report.
+        kept: digest of its manifest where the blob cache has all its parts already.
+        remote, remote_digest: as `bench.image.index.Entry` has them.
 
     Raises:
         BadInput: it is damaged, too large or for another architecture.
         HostCannot: not root, or skopeo or umoci is missing.
     """
-    if os.geteuid() != 0:
-        raise HostCannot("unpacking an image with its owners and devices needs root", "use sudo")
+    need_root()
     progress("copying the image", 0.1)
     layout = copy(source, origin, space)
     archive.remove_copy(space)
@@ -102,16 +125,34 @@ def import_source(
     newest = check_layers(layout, origin, max_bytes)
     progress("unpacking the layers", 0.5)
     tree = unpack(layout, origin, space)
-    normalise_times(tree, newest)
     settings = config.parse(layout.settings.get("config") or {}, read_accounts(tree))
+    make_folders(tree, settings.volumes)
+    normalise_times(tree, newest)
     progress("writing the image", 0.8)
-    return index.store_tree(
+    recipe = kept or layout.manifest_digest
+    image = index.store_tree(
         name,
         tree,
         settings,
-        source=f"{origin} ({layout.manifest_digest[:19]})",
-        recipe=layout.manifest_digest,
+        source=f"{origin} ({recipe[:19]})",
+        recipe=recipe,
+        remote=remote,
+        remote_digest=remote_digest,
     )
+    if not kept:
+        for digest in layout.parts:
+            blobs.keep(layout.blob(digest), digest)
+    return image
+
+
+def need_root() -> None:
+    """Owners and devices of an image can be made by root alone.
+
+    Raises:
+        HostCannot: we are not.
+    """
+    if os.geteuid() != 0:
+        raise HostCannot("unpacking an image with its owners and devices needs root", "use sudo")
 
 
 def copy(source: Source, origin: str, space: Path) -> _Layout:
@@ -122,17 +163,21 @@ def copy(source: Source, origin: str, space: Path) -> _Layout:
     """
     target = space / "oci"
     temporary = space / "skopeo"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
+    ours: list[str | Path] = [
+        *("skopeo", "--insecure-policy", "--tmpdir", temporary),
+        *("--override-os", "linux", "--override-arch", index.host_architecture()),
+    ]
     try:
         run(
             [
-                *("skopeo", "--insecure-policy", "--tmpdir", temporary),
-                *("--override-os", "linux", "--override-arch", index.host_architecture()),
-                *("copy", "--quiet", "--dest-compress-format", "gzip"),
+                *(*ours, "copy", "--quiet", "--dest-compress-format", "gzip"),
                 source.reference,
                 f"oci:{target}:{TAG}",
-            ]
+            ],
+            timeout_s=1800,
         )
+        raw = run([*ours, "inspect", "--config", "--raw", source.reference])
     except HostCannot:
         raise
     except HvctError as error:
@@ -140,12 +185,20 @@ def copy(source: Source, origin: str, space: Path) -> _Layout:
     (entry,) = read_json(target / "index.json")["manifests"]
     layout = _Layout(target, str(entry["digest"]), (), {})
     manifest = read_json(layout.blob(layout.manifest_digest))
-    return _Layout(
-        target,
-        layout.manifest_digest,
-        tuple(str(layer["digest"]) for layer in manifest["layers"]),
-        read_json(layout.blob(str(manifest["config"]["digest"]))),
-    )
+    config_blob = _add_blob(layout, raw)
+    settings = read_json(layout.blob(config_blob))
+    digest = layout.manifest_digest
+    if config_blob != manifest["config"]["digest"]:
+        manifest["config"] |= {"digest": config_blob, "size": len(raw)}
+        digest = _add_blob(layout, json.dumps(manifest, separators=(",", ":")).encode())
+    layers = tuple(str(layer["digest"]) for layer in manifest["layers"])
+    return _Layout(target, digest, layers, settings)
+
+
+def _add_blob(layout: _Layout, data: bytes) -> str:
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    layout.blob(digest).write_bytes(data)
+    return digest
 
 
 def _explained(error: HvctError, origin: str) -> HvctError:
