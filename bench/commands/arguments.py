@@ -368,11 +368,13 @@ hvct show runs/20261123-204100-quick --json
 
 def _image(commands: Commands) -> None:
     parser = _command(
-        commands, "image", "image", "import, build, list, inspect and remove images",
+        commands, "image", "image", "pull, push, import, build, list, inspect and remove images",
         """
 hvct image list
-hvct image build default
+hvct image pull docker.io/library/nginx:1.27
 hvct image import my-app.tar --name my-app
+hvct image build ./my-app -t my-app              from its Dockerfile
+hvct image build default                         the built-in one, anew
 """,
     )  # fmt: skip
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
@@ -393,17 +395,72 @@ skopeo copy docker://my/app:1 oci:app; hvct image import app --name my-app
     )
     _json(item)
     item = action(
-        "build", "make a built-in image anew from distribution packages",
+        "build", "build a Dockerfile (through buildah), or a built-in image anew",
         """
+hvct image build ./my-app -t my-app:2          from ./my-app/Dockerfile
+hvct image build . --build-arg VERSION=3 --file docker/Dockerfile
 hvct image build            the default image, with today's packages
 hvct image build busybox
+
+FROM takes images of the cache first (default, busybox, pulled and imported ones):
+with those, and with scratch, no network is needed. buildah is a package of its own.
 """,
     )  # fmt: skip
     item.add_argument(
-        "name", nargs="?", default="default", choices=("default", "busybox"), metavar="NAME",
-        help="default (sysbench, redis, nginx, …) or busybox",
+        "what", nargs="?", default="default", metavar="DIR",
+        help="a folder with a Dockerfile; or default (sysbench, redis, nginx, …), or busybox",
     )  # fmt: skip
+    item.add_argument("-t", "--tag", metavar="NAME", help="its name; default: the folder's")
+    item.add_argument("-f", "--file", type=Path, metavar="FILE", help="default: DIR/Dockerfile")
+    item.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="for its ARG"
+    )
+    item.add_argument("--offline", action="store_true", help="pull no base image")
     _json(item)
+    item = action(
+        "pull", "bring an image of a registry into the cache",
+        """
+hvct image pull nginx:1.27                     docker.io/library/nginx:1.27
+hvct image pull ghcr.io/org/app@sha256:…
+hvct image pull registry.lan:5000/app --tls-verify=false
+hvct image pull registry.lan/app --cert-dir ./certs --username me --password-stdin <secret
+
+What is in the cache already is not fetched again, a pull that was cut short goes on.
+Where the registry cannot be reached, the image that was pulled last is taken.
+""",
+    )  # fmt: skip
+    item.add_argument("reference", metavar="REF", help="REGISTRY/NAME:TAG or …@sha256:DIGEST")
+    item.add_argument("--name", metavar="NAME", help="in the cache; default: as it is called there")
+    item.add_argument("--offline", action="store_true", help="from the cache, asking nobody")
+    _registry_options(item)
+    _json(item)
+    item = action(
+        "push", "push an image of the cache to a registry",
+        """
+hvct image push my-app registry.lan:5000/team/my-app:2
+hvct image push default 127.0.0.1:5000/hvct/default --tls-verify=false
+
+What was pulled, imported or built is pushed as it came, with its digest.
+""",
+    )  # fmt: skip
+    item.add_argument("name", metavar="NAME", help="as hvct image list shows it")
+    item.add_argument("reference", metavar="REF", help="REGISTRY/NAME:TAG")
+    _registry_options(item)
+    _json(item)
+    for name, summary in (("login", "log in to a registry"), ("logout", "forget a login")):
+        item = action(
+            name, f"{summary}, through skopeo",
+            f"""
+hvct image {name} registry.lan:5000
+
+Logins are kept where skopeo, podman and docker look for them, or in --authfile.
+""",
+        )  # fmt: skip
+        item.add_argument("registry", metavar="REGISTRY", help="its name, with its port")
+        if name == "login":
+            _registry_options(item)
+        else:
+            item.add_argument("--authfile", type=Path, metavar="FILE", help="where it is kept")
     item = action("list", "list the images in the cache", "hvct image list\nhvct image list --json")
     _json(item)
     item = action(
@@ -418,6 +475,24 @@ hvct image build busybox
     item.add_argument("name", nargs="+", metavar="NAME", help="as hvct image list shows it")
     for each in actions.choices.values():
         each.set_defaults(command="image")
+
+
+def _registry_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("registry")
+    group.add_argument("--username", default="", metavar="USER", help="for this command only")
+    group.add_argument(
+        "--password-stdin", action="store_true", help="read the password from standard input"
+    )
+    group.add_argument(
+        "--authfile", type=Path, metavar="FILE", help="logins; default: skopeo's, then docker's"
+    )
+    group.add_argument(
+        "--tls-verify", default="true", choices=("true", "false"), metavar="true|false",
+        help="false: allow plain HTTP and any certificate",
+    )  # fmt: skip
+    group.add_argument(
+        "--cert-dir", type=Path, metavar="DIR", help="folder with the registry's CA as ca.crt"
+    )
 
 
 def _clean(commands: Commands) -> None:

@@ -1,16 +1,22 @@
-"""``hvct image``: import, build, list, inspect, remove."""
+"""``hvct image``: pull, push, import, build, list, inspect, remove, login, logout."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import getpass
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from bench import store
+from bench.errors import BadInput
+from bench.image import remote
 from bench.image import store as images
 from bench.image.index import Progress
+from bench.image.remote import Access
 from bench.model import Image
 
 
@@ -19,6 +25,10 @@ def main(options: argparse.Namespace) -> int:
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "import": import_archive,
         "build": build,
+        "pull": pull,
+        "push": push,
+        "login": login,
+        "logout": logout,
         "list": list_images,
         "inspect": inspect,
         "remove": remove,
@@ -43,13 +53,94 @@ def import_archive(options: argparse.Namespace) -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    """A built-in image, made anew."""
+    """A Dockerfile, or a built-in image, made anew."""
+    own = options.what in images.BUILTIN
+    if own and (options.tag or options.file or options.build_arg):
+        raise BadInput(
+            f"{options.what} is a built-in image, with no Dockerfile",
+            f"./{options.what} is a folder",
+        )
     with telling() as told:
-        if options.name == "default":
+        if not own:
+            image = images.build_folder(
+                Path(options.what),
+                options.tag,
+                told,
+                file=options.file,
+                arguments=options.build_arg,
+                offline=options.offline,
+            )
+        elif options.what == "default":
             image = images.build_default(told)
         else:
-            image = images.prepare(options.name, told)
+            image = images.prepare(options.what, told)
     return print_image(image, options)
+
+
+def access(options: argparse.Namespace) -> Access:
+    """How the registry is reached.
+
+    Raises:
+        BadInput: a password without a user, or the other way round.
+    """
+    if bool(options.username) != options.password_stdin:
+        raise BadInput(
+            "--username and --password-stdin belong together",
+            "or log in: hvct image login REGISTRY",
+        )
+    return Access(
+        authfile=options.authfile,
+        username=options.username,
+        password=sys.stdin.readline().rstrip("\n") if options.password_stdin else "",
+        tls_verify=options.tls_verify == "true",
+        cert_dir=options.cert_dir,
+    )
+
+
+def pull(options: argparse.Namespace) -> int:
+    """An image of a registry."""
+    way = access(options)
+    with telling() as told:
+        image, note = images.pull(
+            options.reference, way, told, name=options.name, offline=options.offline
+        )
+    if note:
+        print(f"hvct: {note}", file=sys.stderr)
+    return print_image(image, options)
+
+
+def push(options: argparse.Namespace) -> int:
+    """An image of the cache, to a registry."""
+    way = access(options)
+    with telling() as told:
+        where, digest = images.push(options.name, options.reference, way, told)
+    if options.json:
+        print(json.dumps({"reference": where, "digest": digest}, indent=1))
+    else:
+        print(f"{where}  {digest}")
+    return 0
+
+
+def login(options: argparse.Namespace) -> int:
+    """A login that later commands use; asked for on the terminal unless it is given."""
+    way = access(options)
+    if not way.username:
+        if not sys.stdin.isatty():
+            raise BadInput(
+                "there is no terminal to ask for the login", "--username USER --password-stdin"
+            )
+        print(f"user at {options.registry}: ", end="", file=sys.stderr, flush=True)
+        user = sys.stdin.readline().strip()
+        way = dataclasses.replace(way, username=user, password=getpass.getpass("password: "))
+    remote.login(options.registry, way)
+    print(f"logged in to {options.registry} as {way.username}", file=sys.stderr)
+    return 0
+
+
+def logout(options: argparse.Namespace) -> int:
+    """Forget a login."""
+    remote.logout(options.registry, Access(authfile=options.authfile))
+    return 0
 
 
 def print_image(image: Image, options: argparse.Namespace) -> int:

@@ -109,7 +109,13 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def skopeo(words: Sequence[str | Path], reference: Reference, *, timeout_s: float = 120) -> bytes:
+def skopeo(
+    words: Sequence[str | Path],
+    reference: Reference,
+    *,
+    timeout_s: float = 120,
+    input_bytes: bytes | None = None,
+) -> bytes:
     """Run skopeo; what it says of the registry becomes one line and what to do.
 
     Raises:
@@ -117,7 +123,8 @@ def skopeo(words: Sequence[str | Path], reference: Reference, *, timeout_s: floa
         BadInput: it does, and refuses.
     """
     try:
-        return run(["skopeo", *words], timeout_s=timeout_s, hint="install the package skopeo")
+        hint = "install the package skopeo"
+        return run(["skopeo", *words], timeout_s=timeout_s, input_bytes=input_bytes, hint=hint)
     except HostCannot:
         raise
     except HvctError as error:
@@ -300,6 +307,35 @@ def _watching(layers: dict[str, int], target: Path, progress: Progress) -> Itera
     finally:
         done.set()
         thread.join()
+
+
+def login(registry: str, access: Access) -> None:
+    """Check a login with the registry and keep it, as ``skopeo login`` does.
+
+    Raises:
+        Unreachable, BadInput: the registry does not answer, or refuses.
+    """
+    words = ["login", "--username", access.username, "--password-stdin"]
+    words += [] if access.tls_verify else ["--tls-verify=false"]
+    words += [] if access.cert_dir is None else [f"--cert-dir={access.cert_dir}"]
+    words += [] if access.authfile is None else [f"--authfile={access.authfile}"]
+    skopeo([*words, registry], _registry(registry), input_bytes=access.password.encode())
+
+
+def logout(registry: str, access: Access) -> None:
+    """Forget a login.
+
+    Raises:
+        BadInput: there is none.
+    """
+    words = [] if access.authfile is None else [f"--authfile={access.authfile}"]
+    skopeo(["logout", *words, registry], _registry(registry))
+
+
+def _registry(name: str) -> Reference:
+    if not re.fullmatch(r"[A-Za-z0-9.\[\]:-]+", name) or name.startswith("-"):
+        raise BadInput(f"{name[:60]!r} is no registry", "its name, and :PORT where it has one")
+    return Reference(name, "", "", "")
 
 
 def push(layout: Path, reference: Reference, access: Access, space: Path) -> str:
