@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from bench.model import (
     Accelerator,
     Capability,
     CpuUsage,
     Event,
+    Execution,
     ExitStatus,
     InstanceSpec,
     MemoryUsage,
@@ -151,6 +152,15 @@ class Instance(Protocol):
 
     def wait_network_released(self, deadline_ns: int) -> bool:
         """Wait until the kernel has dropped its link; marks NETWORK_RELEASED."""
+        ...
+
+
+@runtime_checkable
+class Executes(Protocol):
+    """An instance in which a second command can be run: readiness by health check."""
+
+    def execute(self, argv: Sequence[str], timeout_s: float) -> Execution:
+        """Run a command as the workload runs (user, environment, limits); killed when too long."""
         ...
 
 

@@ -318,6 +318,21 @@ class InstanceSpec:
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How a second command ended that was run beside a workload.
+
+    Attributes:
+        code: its exit status, None where a signal ended it or it could not be started.
+        said: what it printed, cut short, or why it could not be started.
+        ended_ns: the host's CLOCK_MONOTONIC when that was known here.
+    """
+
+    code: int | None
+    said: str
+    ended_ns: int
+
+
+@dataclass(frozen=True)
 class Accelerator:
     """How a VM's instructions are executed, and how we know. ``none`` for other arms."""
 

@@ -32,7 +32,8 @@ FAIRNESS = {
     "output": "kept inside in memory, shipped after the work's counters were read; streamed only "
     "where a line of it means ready",
     "readiness": "from started, from the host, by one rule in every arm: a fresh connection every "
-    "1 ms, later every 0.5 % of the time since the request, at most every 20 ms",
+    "1 ms, later every 0.5 % of the time since the request, at most every 20 ms; a health check "
+    "is run inside by the agent at its interval, at most 1 s, and its CPU time is the instance's",
     "join": "the cgroup is made and joined at launch in every arm; launcher, libvirt's worker, "
     "mounted image and unpacked guest kernel are there before",
     "order": "Williams-balanced positions and predecessors in random complete blocks",
@@ -131,7 +132,8 @@ def default_primary(workloads: Sequence[Workload]) -> tuple[tuple[str, str], ...
     chosen: list[tuple[str, str]] = []
     for workload in workloads:
         if workload.until == "ready":
-            if workload.network is not NetworkMode.NONE:
+            health = workload.ready.kind is ReadyKind.HEALTH
+            if health or workload.network is not NetworkMode.NONE:
                 chosen.append(("startup_ready", workload.name))
             chosen.append(("memory_current", workload.name))
         elif workload.work_units:
@@ -224,6 +226,11 @@ def check_workload(workload: Workload) -> None:
             raise BadInput(
                 f"{where}: nothing can be reached without a network", 'set network = "bridge"'
             )
+    if ready.kind is ReadyKind.HEALTH:
+        if ready.command and not ready.command[0]:
+            raise BadInput(f"{where}: ready.command names no program", 'e.g. ["pg_isready"]')
+        if not (0 <= ready.interval_s < 3600 and 0 <= ready.timeout_s < 3600):
+            raise BadInput(f"{where}: a health check's times are 0 to 3600 s", "change them")
     if ready.kind is ReadyKind.REPLY and not ready.expect:
         raise BadInput(f"{where}: readiness by reply needs what to expect", "set ready.expect")
     if ready.kind is ReadyKind.HTTP and not re.fullmatch(r"/[!-~]*", ready.path):
@@ -257,7 +264,10 @@ def check_workload(workload: Workload) -> None:
             )
     if workload.ready.kind is ReadyKind.LINE and not workload.ready.pattern:
         raise BadInput(f"{where}: readiness by line needs a pattern", "set ready.pattern")
-    for key, value in (*workload.env, *(("argv", word) for word in workload.argv or ())):
+    for key, value in (
+        *workload.env,
+        *(("argv", word) for word in (*(workload.argv or ()), *ready.command)),
+    ):
         if "\0" in key or "\0" in value or ("=" in key):
             raise BadInput(f"{where}: {key!r} holds a NUL byte or '='", "remove it")
 

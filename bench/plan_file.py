@@ -70,6 +70,9 @@ class _Ready(_Strict):
     send: str = ""
     expect: str = ""
     pattern: str = ""
+    command: list[str] = []
+    interval_s: Number = Field(0.0, ge=0, lt=3600)
+    timeout_s: Number = Field(0.0, ge=0, lt=3600)
 
 
 class _Metric(_Strict):
@@ -196,7 +199,12 @@ def _workload(item: _Workload) -> Workload:
     if item.ready is not None:
         fields = item.ready.model_dump()
         ready = Readiness(
-            **{**fields, "send": item.ready.send.encode(), "expect": item.ready.expect.encode()}
+            **{
+                **fields,
+                "send": item.ready.send.encode(),
+                "expect": item.ready.expect.encode(),
+                "command": tuple(item.ready.command),
+            }
         )
     limits = Limits(
         cpus=item.limits.cpus,
@@ -263,6 +271,7 @@ def _stored_workload(item: dict[str, Any]) -> Workload:
     ready["kind"] = ReadyKind(ready["kind"])
     for key in ("send", "expect"):
         ready[key] = ready[key].encode()
+    ready["command"] = tuple(ready.get("command", ()))
     limits = {**item["limits"], "memory_basis": MemoryBasis(item["limits"]["memory_basis"])}
     rules = tuple(
         MetricRule(**{**rule, "scale": Scale(rule["scale"]), "better": Better(rule["better"])})

@@ -9,6 +9,8 @@ How late a reply may have been noticed is recorded with it.
 A connection is given up after 25 ms unless it was established: an unanswered SYN is
 retransmitted by the kernel only after a second, and would quantise the figure. Once a
 connection is up, the request is sent on it and the reply awaited.
+
+A health check is a command run inside, by the agent, at its own interval.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.model import Readiness, ReadyKind
+from bench.model import Execution, Healthcheck, Readiness, ReadyKind
 
 INTERVAL_NS = 1_000_000
 INTERVAL_MOST_NS = 20_000_000
@@ -28,6 +30,11 @@ INTERVAL_PART = 200  # of the time since the request
 CONNECT_LIFE_NS = 25_000_000
 REPLY_LIFE_NS = 1_000_000_000
 REPLY_LIMIT = 65536
+
+CHECK_LEAST_S = 0.01
+CHECK_MOST_S = 1.0
+"""Between two health checks until one succeeds, whatever the image declares: with the 30 s that
+container engines have by default, nothing could be said about a start."""
 
 NETWORK_KINDS = frozenset({ReadyKind.TCP, ReadyKind.REPLY, ReadyKind.HTTP})
 OUTPUT_KINDS = frozenset({ReadyKind.OUTPUT, ReadyKind.LINE})
@@ -145,6 +152,46 @@ def probe(
         finally:
             for link in begun:
                 link.close()
+
+
+def check_interval_s(check: Healthcheck) -> float:
+    """How often a health check is run until it succeeds: as declared, within bounds."""
+    declared = check.start_interval_s or check.interval_s
+    return min(CHECK_MOST_S, max(CHECK_LEAST_S, declared))
+
+
+def await_healthy(
+    check: Healthcheck,
+    execute: Callable[[Sequence[str], float], Execution],
+    deadline_ns: int,
+    alive: Callable[[float], bool],
+    *,
+    started_ns: int,
+) -> tuple[Reached | None, str]:
+    """Run a health check, at once and then at its interval, until it ends with status 0.
+
+    Args:
+        execute: runs a command inside for at most so many seconds.
+        alive: as for `probe`.
+        started_ns: since when it could have been healthy.
+
+    Returns:
+        When it was healthy, or None; and what the last check that failed said.
+    """
+    interval = int(check_interval_s(check) * 1e9)
+    said, before_ns = "no check has ended", started_ns
+    while (now := time.monotonic_ns()) < deadline_ns:
+        result = execute(check.command, min(check.timeout_s, (deadline_ns - now) / 1e9))
+        if result.code == 0:
+            return Reached(result.ended_ns, max(0, now - before_ns)), ""
+        ending = "" if result.code is None else f"status {result.code}: "
+        said, before_ns = ending + " ".join(result.said.split())[-200:], now
+        while (left := now + interval - time.monotonic_ns()) > 0:
+            if not alive(left / 1e9):
+                return None, said
+        if not alive(0.0):
+            return None, said
+    return None, said
 
 
 def _begin(

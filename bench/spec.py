@@ -12,6 +12,7 @@ from bench.errors import BadInput
 from bench.image.config import signal_number
 from bench.image.store import ids_for
 from bench.model import (
+    Healthcheck,
     Ids,
     Image,
     InstanceSpec,
@@ -24,6 +25,7 @@ from bench.model import (
 from bench.plan import LEAST_CPUS
 from bench.readiness import OUTPUT_KINDS
 
+OWN_CHECK_S = 0.1  # interval of a health check that a plan gives without one
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -137,13 +139,39 @@ def make(
         security=workload.security,
         receipt=receipt,
         listen_port=_listen_port(workload),
+        health=health_of(workload, image),
         stop_signal=signal_number(image.config.stop_signal),
     )
 
 
 def _listen_port(workload: Workload) -> int:
-    network = (ReadyKind.TCP, ReadyKind.REPLY, ReadyKind.HTTP)
-    return workload.ready.port if workload.ready.kind in network else 0
+    known = (ReadyKind.TCP, ReadyKind.REPLY, ReadyKind.HTTP, ReadyKind.HEALTH)
+    return workload.ready.port if workload.ready.kind in known else 0
+
+
+def health_of(workload: Workload, image: Image) -> Healthcheck | None:
+    """The health check of a workload that is ready by one: its own, else the image's.
+
+    Raises:
+        BadInput: there is neither.
+    """
+    ready, declared = workload.ready, image.config.healthcheck
+    if ready.kind is not ReadyKind.HEALTH:
+        return None
+    command = ready.command or (declared.command if declared else ())
+    if not command:
+        raise BadInput(
+            f"workload {workload.name!r}: image {image.name} declares no health check",
+            "give ready.command, or another rule of readiness",
+        )
+    if ready.command or declared is None:
+        declared = Healthcheck(command, interval_s=OWN_CHECK_S)
+    return dataclasses.replace(
+        declared,
+        interval_s=ready.interval_s or declared.interval_s,
+        start_interval_s=0.0 if ready.interval_s else declared.start_interval_s,
+        timeout_s=ready.timeout_s or declared.timeout_s,
+    )
 
 
 def digest_variant(spec: InstanceSpec) -> InstanceSpec:

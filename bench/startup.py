@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bench.backend import Instance
-from bench.errors import HvctError
+from bench.backend import Executes, Instance
+from bench.errors import HvctError, Refused
 from bench.model import Event, ReadyKind, Workload
-from bench.readiness import OUTPUT_KINDS, OutputWatch, probe
+from bench.readiness import OUTPUT_KINDS, OutputWatch, await_healthy, probe
 
 
 class TrialTimeout(HvctError):
@@ -60,6 +60,9 @@ def _wait_ready(
             return instance.exit is None
 
         marks = instance.timeline.marks_ns
+        if workload.ready.kind is ReadyKind.HEALTH:
+            instance.timeline.mark(Event.READY, *_healthy(instance, workload, deadline, alive))
+            return
         reached = probe(
             workload.ready,
             instance.connect_host,
@@ -77,6 +80,22 @@ def _wait_ready(
         instance.check_listener(workload.ready.port)
         stamp, resolution = reached.stamp_ns, reached.resolution_ns
     instance.timeline.mark(Event.READY, stamp, resolution)
+
+
+def _healthy(
+    instance: Instance, workload: Workload, deadline: int, alive: Callable[[float], bool]
+) -> tuple[int, int]:
+    """When a health check first succeeded, and how much earlier it could have, in ns."""
+    check = instance.spec.health
+    if check is None or not isinstance(instance, Executes):
+        raise Refused("this arm runs no health check inside", "choose another rule of readiness")
+    started_ns = instance.timeline.marks_ns[Event.STARTED]
+    reached, said = await_healthy(check, instance.execute, deadline, alive, started_ns=started_ns)
+    if reached is not None:
+        return reached.stamp_ns, reached.resolution_ns
+    if instance.exit is not None:
+        raise _died_early(instance, workload)
+    raise TrialTimeout(f"not healthy within {workload.timeout_s:g} s; the last check: {said}")
 
 
 def _died_early(instance: Instance, workload: Workload) -> HvctError:

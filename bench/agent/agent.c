@@ -118,7 +118,7 @@ static void on_ping(const char *token) {
 static void dispatch(int type, const char *data, size_t length) {
     const char *text = NULL;
     uint64_t n = 0, columns = 0;
-    if (type != STDIN && type != QUIT && !record_valid(data, length)) {
+    if (type != STDIN && type != QUIT && type != EXEC_KILL && !record_valid(data, length)) {
         violation("a record is malformed");
         return;
     }
@@ -139,6 +139,12 @@ static void dispatch(int type, const char *data, size_t length) {
         if (!(text = record_get(data, length, "token")))
             break;
         on_ping(text);
+        return;
+    case EXEC:
+        workload_exec(data, length);
+        return;
+    case EXEC_KILL:
+        check_kill();
         return;
     case FETCH:
         if (!(text = record_get(data, length, "path")))
@@ -172,9 +178,9 @@ static void read_signals(void) {
 }
 
 static void turn(void) {
-    enum { CHANNEL, SIGNALS, WORKLOAD, ALL = WORKLOAD + WORKLOAD_FDS };
+    enum { CHANNEL, SIGNALS, CHECK, WORKLOAD, ALL = WORKLOAD + WORKLOAD_FDS };
     short wanted = (short)((channel_room() ? POLLIN : 0) | (channel_unsent() ? POLLOUT : 0));
-    struct pollfd fds[ALL] = {{agent.channel, wanted, 0}, {signals, POLLIN, 0}};
+    struct pollfd fds[ALL] = {{agent.channel, wanted, 0}, {signals, POLLIN, 0}, check_fd()};
     workload_fds(fds + WORKLOAD);
     bool ships = fetching.fd >= 0 && channel_room();
     if (poll(fds, ALL, ships ? 0 : workload_timeout()) < 0)
@@ -186,6 +192,7 @@ static void turn(void) {
     if (fds[SIGNALS].revents)
         read_signals();
     channel_flush();
+    check_turn(fds + CHECK);
     workload_turn(fds + WORKLOAD);
     continue_fetch();
     channel_flush();

@@ -159,7 +159,8 @@ static int become(const struct run *run, struct stdio stdio, struct shared *shar
      * what only the receipt does. */
     if (run->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         return fail("no_new_privs", "");
-    receipt_gather(&receipt, run, program);
+    if (!run->bare)
+        receipt_gather(&receipt, run, program);
     if (load_seccomp(run))
         return -1;
     record_add(&receipt, "seccomp", "%d", prctl(PR_GET_SECCOMP, 0, 0, 0, 0));

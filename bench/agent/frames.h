@@ -29,6 +29,8 @@ enum frame_type {
     FETCH,
     QUIT,
     WINDOW,
+    EXEC,
+    EXEC_KILL,
     HELLO = 65,
     EVENT,
     STDOUT,
@@ -40,6 +42,7 @@ enum frame_type {
     FILE_PART,
     FILE_END,
     CREDIT,
+    EXEC_DONE,
 };
 
 /* The one agent there is. */
@@ -91,6 +94,7 @@ struct run {
     size_t group_count;
     mode_t umask;
     bool stream, stdin_stream, tty, digest;
+    bool bare;             /* not the workload, but beside it: without a receipt */
     uint64_t output_limit; /* UINT64_MAX: none */
     unsigned listen_port;
     struct limit rlimits[RLIM_NLIMITS];
@@ -143,7 +147,15 @@ void workload_reap(void);
 void workload_fds(struct pollfd fds[WORKLOAD_FDS]);
 void workload_turn(const struct pollfd fds[WORKLOAD_FDS]);
 int workload_timeout(void);
+void workload_exec(const char *data, size_t length);
 void close_fd(int *fd);
+
+/* A second command beside the workload (check.c). */
+void check_run(const struct run *workload, const char *data, size_t length);
+void check_kill(void);
+void check_reap(pid_t pid, int status);
+struct pollfd check_fd(void);
+void check_turn(const struct pollfd *fd);
 
 /* Whether the workload's port is open (port.c). */
 void port_watch(void);

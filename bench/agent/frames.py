@@ -25,6 +25,8 @@ class Frame(IntEnum):
     FETCH = 5
     QUIT = 6
     WINDOW = 7
+    EXEC = 8
+    EXEC_KILL = 9
     HELLO = 65
     EVENT = 66
     STDOUT = 67
@@ -36,6 +38,7 @@ class Frame(IntEnum):
     FILE = 73
     FILE_END = 74
     CREDIT = 75
+    EXEC_DONE = 76
 
 
 def pack(kind: Frame, payload: bytes) -> bytes:

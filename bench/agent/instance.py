@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +19,7 @@ from bench.errors import HvctError, LaunchFailed
 from bench.model import (
     CpuUsage,
     Event,
+    Execution,
     ExitStatus,
     InstanceSpec,
     MemoryUsage,
@@ -186,6 +187,15 @@ class AgentInstance(ABC):
     def fetch(self, path: str) -> bytes:
         """The bytes of a regular file as seen from inside (untimed trials only)."""
         return self._need_session().fetch(path)
+
+    def execute(self, argv: Sequence[str], timeout_s: float) -> Execution:
+        """Run a second command inside, as the workload, for at most so long."""
+        try:
+            return self._need_session().execute(argv, timeout_s)
+        except LaunchFailed as failure:
+            raise self._explain(failure) from failure
+        finally:
+            self._note_events()
 
     # -- accounting --------------------------------------------------------------------
 

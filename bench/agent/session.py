@@ -26,12 +26,14 @@ from bench.agent.frames import (
 )
 from bench.agent.launch_record import run_record
 from bench.errors import HvctError, LaunchFailed
-from bench.model import Event, ExitStatus
+from bench.model import Event, Execution, ExitStatus
 
 __all__ = ["AgentSession", "ClockMapping", "Frame", "OutputCallback", "run_record"]
 
 LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "setting", "vulnerability"})
 """Receipt keys that are lists even with one element, or none."""
+
+KILL_LIMIT_NS = 10_000_000_000  # from EXEC_KILL to the news that it has ended
 
 OutputCallback = Callable[[str, bytes, int], None]
 """Called with ("stdout" or "stderr", data, host stamp in ns) for each piece of output."""
@@ -90,6 +92,7 @@ class AgentSession:
         self._anchor: ClockMapping | None = None  # the first ping-pong
         self._file = bytearray()
         self._file_end: dict[str, str] | None = None
+        self._ended_execution: Callable[[Execution], None] | None = None
         self._mapping: ClockMapping | None = ClockMapping() if shared_clock else None
 
     # ---- properties ----
@@ -264,6 +267,14 @@ class AgentSession:
             self.error = launch_error(fields, self._argv0)
         elif kind == Frame.FILE_END:
             self._file_end = fields
+        elif kind == Frame.EXEC_DONE:
+            code = int(fields["code"]) if "code" in fields else None
+            said = fields["output"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            if "step" in fields:
+                said = launch_error(fields, fields["message"]).message
+            if self._ended_execution is None:
+                raise LaunchFailed("the agent reports a command that nobody ran")
+            self._ended_execution(Execution(code, said, now))
         elif kind == Frame.CREDIT:
             self._stdin_credit += int(fields["bytes"])
             self._feed_stdin()
@@ -355,6 +366,27 @@ class AgentSession:
         self._mapping = mapping if self._anchor is None else self._anchor.through(mapping)
         self._anchor = self._anchor or mapping
         return self._mapping
+
+    def execute(self, argv: Sequence[str], timeout_s: float) -> Execution:
+        """Run a command beside the workload, as the workload: user, environment, place, limits.
+
+        It is killed after `timeout_s`, and with the workload.
+
+        Raises:
+            LaunchFailed: the instance ended, or did not answer in time.
+        """
+        ended: list[Execution] = []
+        self._ended_execution = ended.append
+        self._send(Frame.EXEC, record.encode([("arg", word) for word in argv]))
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        while not ended and not self.closed and (left := deadline_ns - time.monotonic_ns()) > 0:
+            self.pump(left / 1e9)
+        if ended:
+            return ended[0]
+        self._send(Frame.EXEC_KILL, b"")
+        last_ns = time.monotonic_ns() + KILL_LIMIT_NS
+        self._await(lambda: bool(ended), last_ns, f"for {argv[0]}")
+        return Execution(None, f"it took longer than {timeout_s:g} s", ended[0].ended_ns)
 
     def fetch(self, path: str, timeout_s: float = 60.0) -> bytes:
         """The bytes of a regular file as the workload's root has it.

@@ -48,8 +48,10 @@ void workload_reap(void) {
     struct rusage usage;
     pid_t pid;
     while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-        if (pid != work.pid)
+        if (pid != work.pid) {
+            check_reap(pid, status);
             continue;
+        }
         work.exited_ns = stamp(CLOCK_MONOTONIC);
         work.pid = 0;
         work.status = status;
@@ -311,6 +313,11 @@ void workload_run(const char *data, size_t length) {
         send_failure();
         close_workload();
     }
+}
+
+void workload_exec(const char *data, size_t length) {
+    bool runs = work.state == RUNNING && work.started && work.pid > 0;
+    check_run(runs ? &work.run : NULL, data, length);
 }
 
 static bool awaits_port(void) {
