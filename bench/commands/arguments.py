@@ -149,6 +149,13 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _environment_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="set a variable, or pass ours on",
+    )  # fmt: skip
+
+
 def _measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", action="store_true", help="queue behind a comparison that is running"
@@ -156,6 +163,7 @@ def _measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-report", action="store_true", help="measure only; write the report later"
     )
+    parser.add_argument("--offline", action="store_true", help="pull no image")
     _json(parser, "print the results as JSON on standard output, nothing else")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
@@ -168,6 +176,8 @@ hvct compare                                    the quick suite
 hvct compare hello redis --arms vm,container --blocks 12
 hvct compare startup --arms all                 beside runc, bwrap and other peers
 hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
+hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x     pulled where it is missing
+hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
 hvct compare --plan mine.toml --dry-run         what would be done, how long
 hvct compare xz --json >xz.json                 the figures for a program
 
@@ -182,8 +192,17 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
     parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
     parser.add_argument(
         "--image", dest="image_option", metavar="IMAGE",
-        help="one workload from any image; its command after --",
+        help="one workload from any image: a name of hvct image list, a registry's reference, or "
+        "the path of an archive; its command, or its entrypoint's arguments, after --",
     )  # fmt: skip
+    parser.add_argument(
+        "--ready", default="auto", metavar="RULE",
+        help="when that is ready: health (the image's HEALTHCHECK), tcp:PORT, http:PORT/PATH, "
+        "line:REGEX, output, or exit: it is no server and ends by itself. Default: without a "
+        "command by health check, else by the first TCP port exposed; else exit",
+    )  # fmt: skip
+    _environment_option(parser)
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
     parser.add_argument(
         "--arms",
         metavar="A,B,…",
@@ -230,6 +249,7 @@ def _run(commands: Commands, with_command: bool) -> None:
 hvct run busybox -- echo hello
 hvct run --arm vm --memory 256MiB busybox -- free -m
 hvct run -it default -- bash
+hvct run quay.io/prometheus/busybox:latest -- uname -a
 hvct run --timeline busybox -- true             what the launch took
 tar c . | hvct run -i busybox -- sh -c 'tar x -C /tmp; ls /tmp'
 
@@ -239,7 +259,11 @@ every command. Whatever the instance wrote is gone when it has ended.
 """,
     )  # fmt: skip
     parser.usage = "hvct run [OPTION…] IMAGE [--] [CMD…]"
-    parser.add_argument("image", metavar="IMAGE", help="busybox, default, or an imported one")
+    parser.add_argument("image", metavar="IMAGE",
+        help="as hvct image list shows it; a registry's reference, pulled where it is missing; "
+        "or the path of an archive",
+    )  # fmt: skip
+    parser.add_argument("--offline", action="store_true", help="pull no image")
     if not with_command:
         # Options after the image would be taken for its command, and the other way round.
         words = parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -250,10 +274,7 @@ every command. Whatever the instance wrote is gone when it has ended.
     )  # fmt: skip
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
-    parser.add_argument(
-        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="set a variable, or pass ours on",
-    )  # fmt: skip
+    _environment_option(parser)
     parser.add_argument(
         "-u", "--user", metavar="USER", help="uid, uid:gid or a name the image knows"
     )

@@ -29,6 +29,7 @@ from bench import (
 )
 from bench.cleanup import clean_dead
 from bench.commands.execution import execute, plan_document
+from bench.commands.images import check_image_options, image_workload, ready_rule
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
@@ -90,6 +91,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     names = tuple(options.arms.split(",")) if options.arms else None
     if names == (arms.ALL,):
         names = tuple(arms.ARMS)
+    check_image_options(options)
     if options.plan is not None:
         if options.workload or options.image_option:
             raise BadInput("--plan already says which workloads", "leave the workload names out")
@@ -103,7 +105,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if options.image_option:
         if options.workload:
             raise BadInput("--image is one workload of its own", "put its command after --")
-        chosen: tuple[Workload, ...] = (workloads.from_image(options.image_option, options.argv),)
+        chosen: tuple[Workload, ...] = (image_workload(options),)
         name = chosen[0].name
     else:
         chosen = workloads.named(options.workload) or workloads.quick_suite()
@@ -135,6 +137,7 @@ def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> in
             argv = shlex.join(workload.argv) if workload.argv else "(the image's own command)"
             out.banner("Work", f"{workload.name}: {workload.title} · image {workload.image}")
             out.banner("", argv)
+            out.banner("Ready", ready_rule(workload))
         judged = (f"{metric} of {name}" for metric, name in chosen.primary)
         out.banner("Judged", ", ".join(judged))
     return 0
@@ -240,6 +243,8 @@ def measure(
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
         if fixed := registration.mark(run):
             progress.banner("Fixed", f"{fixed} stands for margins, judged metrics, blocks, rules")
+        if getattr(options, "image_option", None):
+            progress.banner("Ready", ready_rule(chosen.workloads[0]))
         go_on = f"go on with: hvct resume {shlex.quote(str(directory))}"
         try:
             execute(chosen, run, run_store, options, progress)

@@ -42,7 +42,7 @@ def execute(
         libvirt_uri=options.libvirt_uri,
         kernel=options.kernel,
     ) as context:
-        images = prepare_images(chosen, run, told_to(progress))
+        images = prepare_images(chosen, run, told_to(progress), offline=options.offline)
         began = time.monotonic()
         with (
             # Before the helpers are started: they inherit it.
@@ -87,15 +87,19 @@ def saying_so(progress: RunProgress) -> Iterator[None]:
 
 
 def prepare_images(
-    chosen: Plan, run: dict[str, Any], told: Callable[[str, float | None], None]
+    chosen: Plan,
+    run: dict[str, Any],
+    told: Callable[[str, float | None], None],
+    *,
+    offline: bool = False,
 ) -> dict[str, Image]:
-    """Every image of the plan, built where it is missing. Never inside a trial.
+    """Every image of the plan, built or pulled where it is missing. Never inside a trial.
 
     Raises:
         BadInput: the run began with another image of that name.
     """
     names = dict.fromkeys(workload.image for workload in chosen.workloads)
-    images = {name: image_store.prepare(name, told) for name in names}
+    images = {name: image_store.prepare(name, told, offline=offline) for name in names}
     for name, image in images.items():
         before = run["images"].get(name, {}).get("digest", image.digest)
         if before != image.digest:

@@ -11,17 +11,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import arms, journal, registry, spec, store
 from bench.backend import Instance
 from bench.cleanup import clean_dead
+from bench.commands.images import environment_pairs, prepared_image
 from bench.commands.rights import need_root
 from bench.commands.streams import attend
 from bench.errors import BadInput, HostCannot, oserror
-from bench.image import store as images
 from bench.model import Event, Image, Limits, NetworkMode, OutputMode, Workload
 from bench.sizes import parse_size
 
@@ -33,9 +33,8 @@ def main(options: argparse.Namespace) -> int:
     """Launch, pass output and input through, return the workload's exit status."""
     need_root()
     (arm,) = arms.resolve([options.arm])
-    images.check_name(options.image)
     clean_dead()
-    image = prepared_image(options.image)
+    image = prepared_image(options.image, offline=options.offline)
     workload = make_workload(options, image)
     with (
         log_folder(options.logs) as folder,
@@ -81,21 +80,6 @@ def main(options: argparse.Namespace) -> int:
     return code
 
 
-def prepared_image(name: str) -> Image:
-    """The image, built first where that is needed; what is being done is shown."""
-    with contextlib.ExitStack() as stack:
-        telling: list[Callable[[str, float | None], None]] = []
-
-        def told(what: str, fraction: float | None) -> None:
-            if not telling:  # seldom, and costs an import
-                from bench.commands.progress import open_stages, told_to
-
-                telling.append(told_to(stack.enter_context(open_stages(sys.stderr))))
-            telling[0](what, fraction)
-
-        return images.prepare(name, told)
-
-
 @contextlib.contextmanager
 def log_folder(chosen: Path | None) -> Iterator[Path]:
     """Where the logs of this instance go: a folder to keep, or one that is removed."""
@@ -126,13 +110,7 @@ def make_workload(options: argparse.Namespace, image: Image) -> Workload:
     Raises:
         BadInput: an option makes no sense.
     """
-    pairs = []
-    for item in options.env:
-        name, equals, value = item.partition("=")
-        if not name:
-            raise BadInput(f"-e {item!r} is no NAME=VALUE", "write it as -e NAME=VALUE")
-        if equals or name in os.environ:  # like container engines: an unset one is left out
-            pairs.append((name, value if equals else os.environ[name]))
+    pairs = environment_pairs(options.env)
     if options.tty:
         pairs.insert(0, ("TERM", os.environ.get("TERM", "xterm")))
     try:
@@ -150,7 +128,7 @@ def make_workload(options: argparse.Namespace, image: Image) -> Workload:
     return Workload(
         name="run",
         title="run",
-        image=options.image,
+        image=image.name,
         argv=(*entrypoint, *command) or None,
         env=tuple(pairs),
         user=options.user,

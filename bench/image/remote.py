@@ -136,11 +136,13 @@ def _explained(said: str, reference: Reference) -> HvctError:
     reason = str(found[-1]).replace('\\"', '"')
     host, name = reference.domain, reference.full
     if "HTTP response to HTTPS client" in reason:
-        return BadInput(f"{host} speaks plain HTTP", "allow that with --tls-verify=false")
+        return BadInput(
+            f"{host} speaks plain HTTP", f"allow that: hvct image pull {name} --tls-verify=false"
+        )
     if re.search(r"x509|certificate", reason):
         return BadInput(
             f"the certificate of {host} is not trusted: {reason.rpartition(': ')[2]}",
-            "put its CA into a folder as ca.crt and name that with --cert-dir",
+            f"with its CA in a folder as ca.crt: hvct image pull {name} --cert-dir FOLDER",
         )
     if re.search(r"unauthorized|authentication required|denied|401|403", reason, re.IGNORECASE):
         return BadInput(
