@@ -167,9 +167,9 @@ def from_image(
 
 
 def workload_name(image: str) -> str:
-    """A short name for an image's workload: ``127.0.0.1:5000/shop/app:1`` gives ``app-1``."""
-    last = image.partition("@")[0].rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:40] or "image"
+    """A short name for an image's workload: ``127.0.0.1:5000/shop/app:1`` gives ``shop-app-1``."""
+    short = re.sub(r"^(?:[^/]*[.:][^/]*|localhost)/|@.*", "", image)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-._")[:40] or "image"
 
 
 def tcp_ports(config: ImageConfig) -> list[int]:

@@ -174,9 +174,9 @@ def _compare(commands: Commands) -> None:
         """
 hvct compare                                    the quick suite
 hvct compare hello redis --arms vm,container --blocks 12
-hvct compare startup --arms all                 beside runc, bwrap and other peers
+hvct compare startup --arms all                 beside runc and other peers
 hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
-hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x     pulled where it is missing
+hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x    pulled if missing
 hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
 hvct compare --plan mine.toml --dry-run         what would be done, how long
 hvct compare xz --json >xz.json                 the figures for a program
@@ -423,8 +423,8 @@ hvct image build . --build-arg VERSION=3 --file docker/Dockerfile
 hvct image build            the default image, with today's packages
 hvct image build busybox
 
-FROM takes images of the cache first (default, busybox, pulled and imported ones):
-with those, and with scratch, no network is needed. buildah is a package of its own.
+FROM takes images of the cache first (default, busybox, pulled, imported ones):
+with those, and scratch, no network is needed. buildah is a package of its own.
 """,
     )  # fmt: skip
     item.add_argument(
@@ -442,11 +442,11 @@ with those, and with scratch, no network is needed. buildah is a package of its 
         "pull", "bring an image of a registry into the cache",
         """
 hvct image pull nginx:1.27                     docker.io/library/nginx:1.27
-hvct image pull ghcr.io/org/app@sha256:…
+hvct image pull quay.io/org/app@sha256:…
 hvct image pull registry.lan:5000/app --tls-verify=false
-hvct image pull registry.lan/app --cert-dir ./certs --username me --password-stdin <secret
+hvct image pull registry.lan/app --username me --password-stdin <secret
 
-What is in the cache already is not fetched again, a pull that was cut short goes on.
+What is in the cache is not fetched again, a pull that was cut short goes on.
 Where the registry cannot be reached, the image that was pulled last is taken.
 """,
     )  # fmt: skip
