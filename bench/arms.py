@@ -37,6 +37,7 @@ ARMS: dict[str, Arm] = {
         Arm("runc", "runc", "the OCI reference runtime, runc run", peer=True),
         Arm("crun", "crun", "the OCI runtime in C, crun run", peer=True),
         Arm("bwrap", "bwrap", "bubblewrap, given the same namespaces, capabilities and filter", peer=True),
+        Arm("docker", "docker", "Docker, a private engine through its SDK", peer=True),
         Arm("unshare", "unshare", "unshare of util-linux: namespaces and a root, no confinement", peer=True),
     )
 }  # fmt: skip

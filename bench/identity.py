@@ -102,6 +102,9 @@ SAME_SECURITY = frozenset(
 ARM_DECLARED: Mapping[str, frozenset[str]] = {
     "process": frozenset({"hostname"}),  # it has the host's, and is not PID 1
     "unshare": frozenset({"hostname"}),  # it cannot set one
+    # It unpacks the image into its own storage: the same content (digests must match), other
+    # inodes; and its writable layer has no limit.
+    "docker": frozenset({"program_inode", "writable_bytes", "writable_inodes"}),
 }
 """Backend → what it cannot do identically, and that is said so: the only such table."""
 

@@ -52,6 +52,12 @@ def _unshare(context: RunContext, options: dict[str, Any]) -> Backend:
     return UnshareBackend(context, **options)
 
 
+def _docker(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.docker import DockerBackend
+
+    return DockerBackend(context, **options)
+
+
 BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "vm": _vm,
     "container": _container,
@@ -60,6 +66,7 @@ BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "crun": _crun,
     "bwrap": _bwrap,
     "unshare": _unshare,
+    "docker": _docker,
 }
 
 

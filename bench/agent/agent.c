@@ -1,9 +1,10 @@
 /* hvct-agent: runs one workload and reports on it over one byte stream.
  *
  * The same program in every arm: on an inherited socket (--channel=3) in a container or a bare
- * process, as /init on a virtio-serial port in a virtual machine. What crosses the channel is in
- * docs/protocol.md. One poll loop without a timer (but for listen_port), so that an idle instance
- * costs nothing; no buffer grows with what the workload prints.
+ * process, on one it connects to (--socket=PATH) below a container engine, as /init on a
+ * virtio-serial port in a virtual machine. What crosses the channel is in docs/protocol.md. One
+ * poll loop without a timer (but for listen_port), so that an idle instance costs nothing; no
+ * buffer grows with what the workload prints.
  */
 #define _GNU_SOURCE
 #include "frames.h"
@@ -18,7 +19,9 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -225,6 +228,16 @@ static void take_signals(void) {
     signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 }
 
+/* For a container engine, which passes no descriptors on. */
+static int connect_to(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || strlen(path) >= sizeof address.sun_path)
+        return -1;
+    strcpy(address.sun_path, path);
+    return connect(fd, (struct sockaddr *)&address, sizeof address) ? -1 : fd;
+}
+
 int main(int argc, char **argv) {
     uint64_t channel = 0;
     uint64_t born_ns = stamp(CLOCK_MONOTONIC);
@@ -234,11 +247,13 @@ int main(int argc, char **argv) {
     if (argc == 2 && !strncmp(argv[1], "--channel=", 10) &&
         number(argv[1] + 10, 10, 1 << 20, &channel)) {
         agent.channel = (int)channel;
+    } else if (argc == 2 && !strncmp(argv[1], "--socket=", 9)) {
+        agent.channel = connect_to(argv[1] + 9);
     } else if (agent.pid1 && argc == 1) {
         agent.virtual_machine = true;
         agent.channel = guest_open_channel();
     } else {
-        fprintf(stderr, "usage: hvct-agent --channel=FD\n");
+        fprintf(stderr, "usage: hvct-agent --channel=FD | --socket=PATH\n");
         return 2;
     }
     if (fcntl(agent.channel, F_SETFL, O_RDWR | O_NONBLOCK) ||

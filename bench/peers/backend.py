@@ -137,7 +137,7 @@ class PeerBackend(ABC):
 
     def program(self) -> str:
         """The peer's program, by its full path; "" when it is not installed."""
-        return shutil.which(self.name, path=PATH) or ""
+        return installed(self.name)
 
     # -- settled once ------------------------------------------------------------------
 
@@ -291,6 +291,11 @@ class PeerBackend(ABC):
     def _undo(connection: Connection, program: Started) -> None:
         with contextlib.suppress(LaunchFailed):
             connection.discard(program.id)
+
+
+def installed(name: str) -> str:
+    """A program by its full path; "" when it is not installed."""
+    return shutil.which(name, path=PATH) or ""
 
 
 def agent_in_memory() -> int:

@@ -176,6 +176,7 @@ class Connection:
         *,
         descriptors: Sequence[int] = (),
         layer: Layer | None = None,
+        tmpfs: Mapping[Path, str] | None = None,
         join: Sequence[Path] = (),
     ) -> None:
         """Ask for a program; `started` has the answer.
@@ -183,6 +184,7 @@ class Connection:
         Args:
             descriptors: become 3, 4, … of the program.
             layer: laid into ``<folder of the program>/fs/root`` first.
+            tmpfs: folder → size of file systems in memory that it finds mounted.
             join: ``cgroup.procs`` files that it enters before it is executed.
         """
         request = {
@@ -192,6 +194,7 @@ class Connection:
             "env": dict(env),
             "folder": str(self.folder_of(id)),
             "layer": layer.__dict__ if layer else None,
+            "tmpfs": {str(path): size for path, size in (tmpfs or {}).items()},
             "join": [str(path) for path in join],
         }
         self._send(request, descriptors)

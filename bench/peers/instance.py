@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from bench.agent.instance import AGENT_EVENTS, AgentInstance, final_counters
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup
 from bench.cgroup_tree import oom_kills_in, remove_elsewhere
-from bench.errors import HvctError, LaunchFailed
+from bench.errors import LaunchFailed
 from bench.model import Accelerator, Event, InstanceSpec, Timeline
 from bench.peers.connection import Connection, Started
 
@@ -112,8 +113,11 @@ class PeerInstance(AgentInstance):
                 f"{self._facts['program']} ended with status {code}{': ' if words else ''}{words}",
                 "run hvct doctor",
             )
-        if reason := self._failed():
-            return LaunchFailed(reason, "run hvct doctor")
+        deadline = time.monotonic() + LAST_WORDS_S
+        while program is None and time.monotonic() < deadline:
+            if reason := self._failed():
+                return LaunchFailed(reason, "run hvct doctor")
+            time.sleep(0.01)
         return failure
 
     def console(self) -> bytes:
@@ -186,8 +190,8 @@ class PeerInstance(AgentInstance):
                 )
 
     def _discard(self) -> None:
+        if self.program is None:
+            shutil.rmtree(self._connection.folder_of(self.spec.id), ignore_errors=True)
+            return
         with contextlib.suppress(LaunchFailed):  # the worker is gone, and its mounts with it
             self._connection.discard(self.spec.id)
-        with contextlib.suppress(HvctError, OSError):
-            if self.program is None:
-                self._connection.folder_of(self.spec.id).rmdir()

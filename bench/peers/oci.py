@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.agent.launch_record import DEFAULT_CAPABILITIES
 from bench.agent.seccomp import DENIED, NAMESPACE_FLAGS
 from bench.context import RUN_VARIABLE
 from bench.errors import HvctError
@@ -71,7 +72,7 @@ class CrunBackend(OciBackend):
 def bundle_of(spec: InstanceSpec, folder: Path, group: str, tag: str) -> dict[str, Any]:
     """The OCI configuration of an instance."""
     same = spec.security is Security.SAME
-    capabilities = capability_names(held() if same else CONTAINER_CAPABILITIES & held())
+    capabilities = capability_names((DEFAULT_CAPABILITIES if same else CONTAINER_CAPABILITIES) & held())
     linux: dict[str, Any] = {
         "cgroupsPath": group,
         "namespaces": [{"type": kind} for kind in NAMESPACES],

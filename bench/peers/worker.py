@@ -6,7 +6,7 @@ the harness closes, however the harness died, it kills every descendant and runs
 command. It imports nothing of ours, so that it is small: each start forks it.
 
 One SOCK_SEQPACKET socket carries JSON, one object a packet. Requests: ``mount`` {image,
-folder}; ``start`` {id, argv, env, folder, layer, join} with the descriptors that the program
+folder}; ``start`` {id, argv, env, folder, layer, tmpfs, join} with the descriptors that the program
 gets as 3, 4, …; ``discard`` {id}; ``quit``. Answers: ``mounted``; ``spawned`` {id,
 accepted_ns, ns, pid}; ``ended`` {id, ns, status, user_s, system_s, max_rss_kib}; ``gone``
 {id}; ``failed`` {id, message}.
@@ -136,6 +136,10 @@ class Worker:
         program = Program(request["id"], request["folder"])
         self.programs[program.id] = program
         os.makedirs(program.folder, exist_ok=True)
+        for target, size in request["tmpfs"].items():
+            os.makedirs(target, exist_ok=True)
+            mount("tmpfs", target, "tmpfs", 0, f"size={size},mode=711")
+            program.mounts.append(target)
         if request["layer"]:
             lay(program, **request["layer"])
         argv, env = request["argv"], request["env"]
