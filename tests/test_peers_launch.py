@@ -160,7 +160,8 @@ def test_nothing_of_an_instance_stays(context: RunContext, peer: Backend, busybo
     assert not any(path.name == made.id for path in context.runtime_dir.rglob("*"))
     below = Path(f"/proc/{worker}/task/{worker}/children")
     engine = 1 if peer.name == "docker" else 0
-    while len(below.read_text().split()) > engine:  # what the peer left behind is the worker's to reap, at once
+    # What the peer left behind is the worker's to reap, at once.
+    while len(below.read_text().split()) > engine:
         assert time.monotonic_ns() < deadline
         time.sleep(0.01)
 
@@ -191,9 +192,10 @@ def test_a_worker_that_was_killed_is_replaced(context: RunContext, busybox: Imag
 
 def test_a_harness_killed_among_peers(tmp_path: Path) -> None:
     """SIGKILL in the midst of a run: the worker ends what the peers hold, and cleans up."""
-    chosen = [name for name in ("runc", "bwrap") if shutil.which(name)]
+    programs = {"runc": "runc", "bwrap": "bwrap", "docker": "dockerd"}
+    chosen = [name for name, program in programs.items() if shutil.which(program)]
     if not chosen:
-        pytest.skip("neither runc nor bwrap is installed")
+        pytest.skip(f"none of {list(programs.values())} is installed")
     plan = tmp_path / "plan.toml"
     plan.write_text(
         f"blocks = 10\narms = {json.dumps([*chosen, 'container'])}\nseed = 4\n"

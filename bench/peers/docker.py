@@ -202,4 +202,6 @@ class _Asked:
         try:
             self.api.remove_container(self.container, force=True, v=True)
         except Exception as error:
-            raise HvctError(f"docker did not remove a container: {error}", "run hvct clean") from error
+            raise HvctError(
+                f"docker did not remove a container: {error}", "run hvct clean"
+            ) from error

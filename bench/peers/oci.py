@@ -72,7 +72,9 @@ class CrunBackend(OciBackend):
 def bundle_of(spec: InstanceSpec, folder: Path, group: str, tag: str) -> dict[str, Any]:
     """The OCI configuration of an instance."""
     same = spec.security is Security.SAME
-    capabilities = capability_names((DEFAULT_CAPABILITIES if same else CONTAINER_CAPABILITIES) & held())
+    capabilities = capability_names(
+        (DEFAULT_CAPABILITIES if same else CONTAINER_CAPABILITIES) & held()
+    )
     linux: dict[str, Any] = {
         "cgroupsPath": group,
         "namespaces": [{"type": kind} for kind in NAMESPACES],
