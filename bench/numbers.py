@@ -7,6 +7,7 @@ An interval decides its own precision: as many decimals as its width supports, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 TIMES = "×"
 MINUS = "−"
@@ -115,6 +116,15 @@ def format_estimate(
     if unit == RATIO_UNIT:
         return f"{number}{TIMES} {bracket}"
     return _join(f"{number} {bracket}", label)
+
+
+def format_series(values: Sequence[float], unit: str, *, digits: int = 4) -> tuple[str, str]:
+    """Many values in the one unit that suits their median, and that unit: ``12.1 9.87``, ``ms``."""
+    if not values:
+        return "", unit
+    scale, label = _choose(abs(sorted(values)[len(values) // 2]), unit)
+    shown = (_digits(v / scale, _decimals_for(v / scale, digits)) for v in values)
+    return " ".join(text.rstrip("0").rstrip(".") if "." in text else text for text in shown), label
 
 
 def format_percent(share: float) -> str:

@@ -15,7 +15,16 @@ from bench.stats.pairs import PairedSeries
 from bench.stats.sentences import effect_text, sentence
 from bench.stats.verdict import Comparison as Compared
 from bench.stats.verdict import Verdict
-from reports import measured, model, notes, robustness, wording
+from reports import (
+    definitions,
+    measured,
+    model,
+    notes,
+    raw,
+    robustness,
+    threats,
+    wording,
+)
 from reports.data import Run
 from reports.series import Group, Values, effect, other_scale, paired, summary
 
@@ -27,8 +36,12 @@ ARM_ORDER = {"process": 0, "container": 1, "vm": 3}
 ARM_STYLES = {"vm": 0, "container": 1, "process": 2}
 
 
-def analyse(run: Run) -> model.RunReport:
-    """Everything a report says about one run."""
+def analyse(run: Run, first_line: int = 2) -> model.RunReport:
+    """Everything a report says about one run.
+
+    Args:
+        first_line: of samples.csv that holds a sample of this run.
+    """
     plan = run.record["plan"]
     judge_emulated = bool(plan.get("judge_emulated"))
     arms = _arms(run)
@@ -54,6 +67,13 @@ def analyse(run: Run) -> model.RunReport:
         ],
     )
     headlines = _headlines(run, comparisons, compared)
+    summaries = tuple(
+        summary(values, group, arm.name)
+        for group in values.groups
+        for arm in arms
+        if values.applies(group, arm.name)
+    )
+    defined = definitions.defined(run, arms)
     banner_head, banner = wording.banner(arms)
     return model.RunReport(
         id=run.record["id"],
@@ -87,12 +107,7 @@ def analyse(run: Run) -> model.RunReport:
         answers=wording.answers(run, arms, pairs, comparisons, findings, counts, labels, primary),
         headlines=headlines,
         comparisons=comparisons,
-        summaries=tuple(
-            summary(values, group, arm.name)
-            for group in values.groups
-            for arm in arms
-            if values.applies(group, arm.name)
-        ),
+        summaries=summaries,
         distributions=tuple(measured.distributions(values)),
         phases=tuple(measured.phases(run, arms)),
         counts=counts,
@@ -109,6 +124,12 @@ def analyse(run: Run) -> model.RunReport:
         },
         descriptions=run.record["descriptions"],
         resolution_s=dict(sorted(run.resolution_s.items())),
+        series=tuple(raw.series(run, first_line)),
+        definitions=definitions.definitions(),
+        defined=defined,
+        published=definitions.published(run, arms, defined),
+        threats=threats.threats(run, arms, comparisons, findings, counts),
+        gaps=threats.gaps(run, arms, comparisons, summaries, counts),
     )
 
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.numbers import format_value
-from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style, widest_in
+from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style, tag, widest_in
 from reports.model import RunReport
 
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the charge: how strongly and under which hatch it is drawn."""
+
+    metric: str
+    title: str
+    alpha: float
+    hatch: str
+
+
 CHARGED = (
-    ("memory_anon", 1.0),
-    ("memory_shmem", 0.35),
-    ("memory_file", 0.6),
-    ("memory_kernel", 0.2),
+    Part("memory_anon", "anonymous", 1.0, ""),
+    Part("memory_shmem", "shared and tmpfs", 0.35, "//"),
+    Part("memory_file", "page cache", 0.6, r"\\"),
+    Part("memory_kernel", "kernel", 0.2, "xx"),
 )
-"""Parts of the charge, with how strongly each is drawn."""
 
 DEFINITIONS = (
     ("memory_pss", "PSS"),
@@ -58,9 +69,9 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
         figure,
         "Memory, by four definitions",
         "The same instances, counted four ways (medians). The bar of the cgroup's charge is cut "
-        "into anonymous memory, shared memory and tmpfs, page cache and kernel memory, in that "
-        "order; the other definitions cannot be cut this way. They differ because they count "
-        "shared pages differently: say which one you mean.",
+        "into anonymous memory (plain), shared memory and tmpfs (strokes), page cache (back strokes) and "
+        "kernel memory (crosses), in that order; the other definitions cannot be cut this way. "
+        "They differ because they count shared pages differently: say which one you mean.",
     )
 
 
@@ -78,15 +89,19 @@ def _memory_panel(
             colour = style(run, arm.name).colour
             metric = "memory_current" if line == 0 else DEFINITIONS[line - 1][0]
             total = values.get((workload, arm.name, metric))
-            parts = [(values.get((workload, arm.name, m)), alpha) for m, alpha in CHARGED]
-            if line or not any(part for part, _ in parts):
-                parts = [(total, 1.0)]
+            parts = [(values.get((workload, arm.name, part.metric)) or 0.0, part)
+                     for part in CHARGED]  # fmt: skip
+            if line or not any(size for size, _ in parts):
+                parts = [(total or 0.0, Part(metric, "", 1.0, ""))]
             left = 0.0
-            for part, alpha in parts:
-                if part:
-                    axes.barh(y, part, left=left, height=0.8, color=colour, alpha=alpha,
-                              edgecolor=PAPER, lw=0.4)  # fmt: skip
-                    left += part
+            for size, part in parts:
+                if size:
+                    (bar,) = axes.barh(y, size, left=left, height=0.8, color=colour,
+                                       alpha=part.alpha, edgecolor=PAPER, lw=0.4,
+                                       hatch=part.hatch)  # fmt: skip
+                    what = f"{label}, {part.title}" if part.title else label
+                    tag(bar, None, "", f"{arm.label}, {what}: {format_value(size, 'bytes')}")
+                    left += size
             ticks.append((y, arm.label))
             text = "not known" if total is None else format_value(total, "bytes")
             axes.annotate(text, (max(total or 0.0, left, 0.0), y), xytext=(3, 0),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from bench.numbers import format_value
 from reports.drawing import (
     FAINT,
     INK,
@@ -21,6 +22,7 @@ from reports.drawing import (
     log_axis,
     quantity,
     style,
+    tag,
     widest_in,
 )
 from reports.model import Phase, RunReport
@@ -50,17 +52,27 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
         workload, curves = panels[place]
         for curve in curves:
             drawn = style(run, curve.arm)
-            total = curve.n + curve.censored
-            heights = [(i + 1) / len(curve.values) * curve.n / total
-                       for i in range(len(curve.values))]  # fmt: skip
             xs = [curve.values[0], *curve.values]
-            ys = [0.0, *heights]
+            ys = [0.0, *curve.shares]
+            limits = [[curve.low[0], *curve.low], [curve.high[0], *curve.high]]
             if curve.censored:  # it goes on beyond the axis, at the share that was ever ready
-                xs, ys = [*xs, high], [*ys, heights[-1]]
-            axes.step(xs, ys, where="post", color=drawn.colour, ls=drawn.line, lw=1.3)
+                xs, ys = [*xs, high], [*ys, ys[-1]]
+                limits = [[*limit, limit[-1]] for limit in limits]
+            band = axes.fill_between(
+                xs, limits[0], limits[1], step="post", color=drawn.colour, alpha=0.13, lw=0
+            )
+            tag(band, run, curve.arm)
+            (line,) = axes.step(xs, ys, where="post", color=drawn.colour, ls=drawn.line, lw=1.3)
+            tag(line, run, curve.arm)
             if len(curve.values) <= 64:
-                axes.plot(curve.values, heights, marker=drawn.marker, ls="", color=drawn.colour,
-                          mfc=PAPER, mew=0.8, ms=3.2)  # fmt: skip
+                (points,) = axes.plot(curve.values, curve.shares, marker=drawn.marker, ls="",
+                                      color=drawn.colour, mfc=PAPER, mew=0.8, ms=3.2)  # fmt: skip
+                label = run.arm(curve.arm).label
+                tips = [
+                    f"{label}: {format_value(value, 's')}, {share:.0%} of trials by then"
+                    for value, share in zip(curve.values, curve.shares, strict=True)
+                ]
+                tag(points, run, curve.arm, *tips)
         axes.set_ylim(0, 1.06)
         axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
         log_axis(axes, "s", low, high, narrow=columns > 2)
@@ -74,7 +86,8 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
     return (
         figure,
         "Start-up to ready: every trial",
-        "Each step is one trial; a curve further left is faster, a steeper one steadier. The time "
+        "Each step is one trial; a curve further left is faster, a steeper one steadier. The "
+        "tinted band holds 95 % at each time (Clopper and Pearson). The time "
         "axis is logarithmic and the same in every panel. A curve that ends below 1 had trials "
         "that were never ready.",
     )
@@ -101,8 +114,10 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
                 if (phase.arm, phase.workload) != (arm.name, workload.name):
                     continue
                 index = events.index(phase.event) % len(PHASE_SHADES)
-                axes.barh(y, max(phase.at_s - left, 0.0), left=left, height=0.7,
-                          color=PHASE_SHADES[index], edgecolor=FAINT, lw=0.5)  # fmt: skip
+                (bar,) = axes.barh(y, max(phase.at_s - left, 0.0), left=left, height=0.7,
+                                   color=PHASE_SHADES[index], edgecolor=FAINT, lw=0.5)  # fmt: skip
+                tag(bar, None, "", f"{arm.label}, {workload.title}: {phase.length_text} to "
+                    f"{phase.event}, at {phase.at_text}")  # fmt: skip
                 parts.append((left, phase, index))
                 left, last = max(left, phase.at_s), phase
             for start, phase, index in parts:
@@ -171,9 +186,14 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
                 continue
             ys = [value / middle for _, value in curve.order]
             reach = max(reach, max(ys), 1 / max(min(ys), 1e-3))
-            axes.plot([block for block, _ in curve.order], ys, color=drawn.colour, ls=drawn.line,
-                      marker=drawn.marker if len(ys) <= 64 else "", mfc=PAPER, mew=0.7, ms=3,
-                      lw=0.8)  # fmt: skip
+            few = len(ys) <= 64
+            (line,) = axes.plot([block for block, _ in curve.order], ys, color=drawn.colour,
+                                ls=drawn.line, marker=drawn.marker if few else "", mfc=PAPER,
+                                mew=0.7, ms=3, lw=0.8)  # fmt: skip
+            label = run.arm(curve.arm).label
+            tips = [f"{label}, block {block}: {format_value(value, 's')}"
+                    for block, value in curve.order]  # fmt: skip
+            tag(line, run, curve.arm, *(tips if few else ()))
         axes.set_yscale("log")
         axes.set_ylim(1 / (reach * 1.05), reach * 1.05)
         ticks = [1 / reach, 1.0, reach]

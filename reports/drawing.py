@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -89,7 +90,42 @@ SETTINGS: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 3.6,
     "path.simplify": True,
+    "hatch.linewidth": 0.4,
 }
+
+
+_TAG = "hvct:"
+_BETWEEN = "\u241f"
+"""The symbol for a unit separator; nothing that is drawn contains it."""
+
+
+def tag(artist: Artist, run: RunReport | None = None, arm: str = "", *tips: str) -> None:
+    """Say which arm an artist belongs to, so that a reader can hide it, and what its points are.
+
+    Args:
+        tips: what is said on pointing at it: one for all of it, or one for each marker in order.
+    """
+    place = "" if run is None else str([item.name for item in run.arms].index(arm))
+    artist.set_gid(f"{_TAG}{place}:{_BETWEEN.join(tip.replace(_BETWEEN, ' ') for tip in tips)}")
+
+
+def _tagged(svg: str) -> str:
+    """Tags become the attributes that the page's script and style know."""
+    parts = re.split(rf'<g id="{_TAG}(\d*):([^"]*)">', svg)
+    made = [parts[0]]
+    for place, texts, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        about = f' data-arms="{place}"' if place else ""
+        tips = texts.split(_BETWEEN) if texts else []
+        if len(tips) == 1:
+            about += f' data-tip="{tips[0]}"'
+        elif rest.count("<use ") >= len(tips) > 1:  # one <use> a marker, in the order drawn
+            markers = rest.split("<use ", len(tips))
+            rest = markers[0] + "".join(
+                f'<use data-tip="{tip}" {marker}'
+                for tip, marker in zip(tips, markers[1:], strict=True)
+            )
+        made += [f"<g{about}>", rest]
+    return "".join(made)
 
 
 def as_svg(figure: Figure, slug: str, title: str) -> str:
@@ -100,6 +136,7 @@ def as_svg(figure: Figure, slug: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = _tagged(text)
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     text = re.sub(r'\bid="', f'id="{slug}-', text)
     text = re.sub(r"url\(#", f"url(#{slug}-", text)

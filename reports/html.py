@@ -7,6 +7,7 @@ that follow dark mode on screen, and contents with page numbers in print.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -14,8 +15,8 @@ from typing import Any
 
 import jinja2
 
-from reports import charts, drawing, facts, wording
-from reports.model import Arm, ReportData, RunReport
+from reports import charts, drawing, facts, threats, wording
+from reports.model import Arm, JointRow, ReportData, RunReport
 from reports.tables import Tables, columns
 
 MOST_HEADLINES = 11
@@ -65,6 +66,7 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
     metrics = {metric.name: metric for run in data.runs for metric in run.metrics}
     sheets = ["report.css", "print.css" if for_print else "screen.css"]
     first = data.runs[0]
+    joint = charts.joint(data)
     contents = _contents(runs)
     half = (len(contents) + 1) // 2
     return {
@@ -80,12 +82,18 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "method": data.method,
         "glossary": data.glossary,
         "metrics": list(metrics.values()),
+        "joint": _joint(data),
+        "joint_picture": _picture(joint, runs[0]["prefix"], for_print=for_print) if joint else None,
+        "likeness": data.likeness,
         "source": wording.listing([f"run {run.id}" for run in data.runs]),
     }
 
 
 def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     entries = []
+    if len(runs) > 1:
+        entries += [{"id": "joint", "title": "The runs"},
+                    {"id": "joint-results", "title": "The same questions, run by run"}]  # fmt: skip
     for run in runs:
         prefix = run["prefix"]
         if len(runs) > 1:
@@ -101,7 +109,9 @@ def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 ("identity", "Was it the same work?"),
                 ("trials", "Trials, and those that failed"),
                 ("disturbances", "What disturbed it"),
-                ("findings", "What to beware of"),
+                ("threats", "What could make it wrong"),
+                ("gaps", "What this run does not show"),
+                *([("published", "Published figures beside ours")] if run["published"] else []),
                 ("setup", "Host, arms and rules"),
                 ("reproduce", "Reproduce this"),
             )
@@ -110,6 +120,14 @@ def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         *entries,
         {"id": "method", "title": "Method"},
         {"id": "appendix", "title": "Appendix: what was really set up"},
+        *(
+            {"id": run["prefix"] + slug, "title": f"Appendix: {title}{run['which']}"}
+            for run in runs
+            for slug, title in (
+                ("definitions", "start-up time as others define it"),
+                ("samples", "samples"),
+            )
+        ),
     ]
 
 
@@ -117,14 +135,30 @@ def _run(
     run: RunReport, pictures: Mapping[str, charts.Picture], prefix: str, *, for_print: bool
 ) -> dict[str, Any]:
     tables = Tables(run, prefix)
+    names = [arm.name for arm in run.arms]
+    ends = {item.key: item.theirs for item in run.definitions}
     shown = run.headlines[:MOST_HEADLINES]
     failures = run.failures[:100]
     return {
         **{name: getattr(run, name) for name in (
-            "id", "host_line", "banner", "banner_head", "judged_emulation", "answers", "pairs",
-            "workloads", "outcomes", "findings", "fairness", "command",
+            "id", "host_line", "banner", "banner_head", "judged_emulation", "answers",
+            "workloads", "outcomes", "findings", "fairness", "command", "definitions", "gaps",
         )},
         "prefix": prefix,
+        "level": 2 if prefix else 1,
+        "which": f", run {run.id}" if prefix else "",
+        "blocks": f"{run.counts['blocks']} of {run.counts['blocks_planned']}",
+        # A pair's column belongs to both of its arms.
+        "pairs": [(*pair, " ".join(str(names.index(name)) for name in pair[:2]))
+                  for pair in run.pairs],
+        "samples": tables.samples(),
+        "defined": tables.defined(),
+        "threats": [(kind, question, [item for item in run.threats if item.kind == kind])
+                    for kind, question in threats.KINDS.items()
+                    if any(item.kind == kind for item in run.threats)],
+        "published": [dataclasses.asdict(item) | {"definition": ends[item.definition]}
+                      for item in run.published],
+        "least": next((run.workload(item.workload).title for item in run.defined), ""),
         "emulated": any(arm.emulated for arm in run.arms),
         "columns": columns(len(run.arms), len(run.pairs)),
         "title": f"{_kinds(run)}: what {wording.listing(_short_titles(run))} cost",
@@ -138,11 +172,7 @@ def _run(
         "its median; each effect stands with its 95 % interval, below it the same on the other "
         "scale, n, and the verdict. ★ marks what was judged.",
         "pictures": {
-            slug: {
-                "title": picture.title,
-                "caption": picture.caption,
-                "svg": _embedded(picture) if for_print else _themed(picture.svg),
-            }
+            slug: _picture(picture, prefix, for_print=for_print)
             for slug, picture in pictures.items()
         },
         "family_sections": [tables.section(name, title) for name, title in run.families],
@@ -169,6 +199,24 @@ def _run(
         "provenance": facts.provenance(run),
         "descriptions": facts.descriptions(run),
     }  # fmt: skip
+
+
+def _picture(picture: charts.Picture, prefix: str, *, for_print: bool) -> dict[str, str]:
+    return {
+        "title": picture.title,
+        "caption": picture.caption,
+        "raw": f"{prefix}samples",
+        "svg": _embedded(picture) if for_print else _themed(picture.svg),
+    }
+
+
+def _joint(data: ReportData) -> list[tuple[str, list[JointRow]]]:
+    """Rows by pair of arms."""
+    pairs = dict.fromkeys((row.arm, row.baseline) for row in data.joint)
+    return [
+        (f"{arm} ÷ {base}", [row for row in data.joint if (row.arm, row.baseline) == (arm, base)])
+        for arm, base in pairs
+    ]
 
 
 def _kinds(run: RunReport) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench.model import Event, Outcome
 from bench.numbers import format_value
+from bench.stats.ecdf import ecdf
 from reports import model, wording
 from reports.data import Run
 from reports.series import Values, thinned
@@ -40,6 +41,7 @@ def distributions(values: Values) -> list[model.Distribution]:
                 continue
             blocks = sorted(own)
             picked = thinned(blocks, DRAWN_POINTS)
+            curve = ecdf(values.own(group, arm.name))
             found.append(
                 model.Distribution(
                     metric=group.metric,
@@ -47,7 +49,10 @@ def distributions(values: Values) -> list[model.Distribution]:
                     arm=arm.name,
                     n=len(own),
                     censored=len(values.own(group, arm.name)) - len(own),
-                    values=thinned(sorted(own.values()), DRAWN_POINTS),
+                    values=thinned(curve.x, DRAWN_POINTS),
+                    shares=thinned(curve.share, DRAWN_POINTS),
+                    low=thinned(curve.low, DRAWN_POINTS),
+                    high=thinned(curve.high, DRAWN_POINTS),
                     order=tuple((int(block), own[int(block)]) for block in picked),
                 )
             )

@@ -10,7 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 1  # of report.json; 1: first version
+FORMAT = 2
+"""Of report.json. 1: first version. 2: bands of distributions; series with their lines in
+samples.csv; definitions, published, threats, gaps; several runs joined."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,9 @@ class Comparison:
 class Distribution:
     """Values of one arm for drawing, in run order; thinned to what a picture can show.
 
-    `values` are sorted quantiles (all values where there are few), `order` pairs of
-    block and value in the order they ran.
+    `values` are distinct values in ascending order (all of them where there are few), `shares`
+    the part of all trials at or below each, `low` and `high` its 95 % limits, `order` pairs of
+    block and value in the order they ran. `n` values were measured, `censored` timed out.
     """
 
     metric: str
@@ -144,7 +147,75 @@ class Distribution:
     n: int
     censored: int
     values: tuple[float, ...]
+    shares: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     order: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """The samples behind one arm's figure: where they stand in samples.csv, and as printed.
+
+    `first_line` and `last_line` count from 1, the header included. `values` is "" where there
+    are too many to print.
+    """
+
+    metric: str
+    workload: str
+    arm: str
+    n: int
+    unit: str
+    values: str
+    first_line: int
+    last_line: int
+
+
+@dataclass(frozen=True)
+class DefinedStart:
+    """Start-up of one workload as one definition counts it; None where an arm has no such thing.
+
+    `levels` and `texts` follow the order of the run's arms.
+    """
+
+    workload: str
+    definition: str
+    levels: tuple[float | None, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What one study called start-up time, and which of our events stand for its two ends."""
+
+    key: str
+    study: str
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published figure, and ours by the same definition where it may stand beside it."""
+
+    study: str
+    what: str
+    platform: str
+    figure: str
+    definition: str
+    arm: str
+    ours: str
+    differs: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What could make a conclusion wrong, by the kind of validity that it threatens."""
+
+    kind: str
+    text: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -245,6 +316,12 @@ class RunReport:
     registration: dict[str, Any]
     descriptions: dict[str, Any]
     resolution_s: dict[str, float]
+    series: tuple[Series, ...]
+    definitions: tuple[Definition, ...]
+    defined: tuple[DefinedStart, ...]
+    published: tuple[Published, ...]
+    threats: tuple[Threat, ...]
+    gaps: tuple[str, ...]
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
@@ -256,11 +333,40 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class JointCell:
+    """One run's answer to a question that several runs were asked; "" where it has none."""
+
+    run: str
+    comparison: str
+    text: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """One metric of one workload in one pair of arms, run by run."""
+
+    metric: str
+    workload: str
+    arm: str
+    baseline: str
+    title: str
+    scale: str
+    cells: tuple[JointCell, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
 class ReportData:
-    """The whole report: one run, or several side by side."""
+    """The whole report: one run, or several side by side, `joint` row by row."""
 
     title: str
     runs: tuple[RunReport, ...]
+    joint: tuple[JointRow, ...]
+    likeness: tuple[str, ...]
     method: tuple[tuple[str, str], ...]
     glossary: tuple[tuple[str, str], ...]
     format: int = FORMAT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench import archive
 from bench.errors import BadInput, oserror
-from reports import export, pytest_benchmark
+from reports import export, joint, pytest_benchmark
 from reports.analysis import analyse
 from reports.data import Run, read
 from reports.method import GLOSSARY, METHOD
@@ -125,9 +126,17 @@ def _read(run_dirs: Sequence[Path]) -> list[Run]:
 
 
 def _data(runs: Sequence[Run]) -> ReportData:
-    made = tuple(analyse(run) for run in runs)
+    first_lines = itertools.accumulate((len(run.samples) for run in runs), initial=2)
+    made = tuple(analyse(run, line) for run, line in zip(runs, first_lines, strict=False))
     names = " and ".join(run.id for run in made)
-    return ReportData(title=f"hvct report: {names}", runs=made, method=METHOD, glossary=GLOSSARY)
+    return ReportData(
+        title=f"hvct report: {names}",
+        runs=made,
+        joint=joint.rows(made),
+        likeness=joint.likeness(made),
+        method=METHOD,
+        glossary=GLOSSARY,
+    )
 
 
 def _folder(run_dirs: Sequence[Path], runs: Sequence[Run]) -> Path:

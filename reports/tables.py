@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import asdict
 from typing import Any
 
-from reports.model import Comparison, RunReport, Summary
+from reports.charts import plain
+from reports.model import Comparison, RunReport, Series, Summary
 from reports.series import NOT_THE_SAME
 
 VERDICT_CLASSES = {
@@ -60,6 +61,10 @@ class Tables:
         self.levels = {(s.metric, s.workload, s.arm): s for s in run.summaries}
         self.keys = list(dict.fromkeys((s.metric, s.workload) for s in run.summaries))
         self.metrics = {metric.name: metric for metric in run.metrics}
+        self.raw = {
+            key: f"{prefix}raw-{n}"
+            for n, key in enumerate(dict.fromkeys((s.metric, s.workload) for s in run.series))
+        }
 
     def chip(self, row: Comparison) -> dict[str, Any]:
         """What the verdict macro needs."""
@@ -90,6 +95,7 @@ class Tables:
             "effect": row.effect,
             "value": "" if row.effect is None else row.effect.estimate,
             "other": row.other,
+            "raw": self.anchor(row.metric, row.workload),
             "n": row.n,
             "planned": row.planned,
             "p_text": row.p_text,
@@ -111,10 +117,44 @@ class Tables:
         ]
         return {
             "value": summary.median,
+            "raw": self.anchor(summary.metric, summary.workload),
             "text": summary.text,
             "interval_text": summary.interval_text,
             "lost": ", ".join(lost),
         }
+
+    def anchor(self, metric: str, workload: str) -> str:
+        """Where the samples of a figure stand; where it has none, where all stand."""
+        return self.raw.get((metric, workload), f"{self.prefix}samples")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Every series under its metric and workload."""
+        places = {arm.name: n for n, arm in enumerate(self.run.arms)}
+        labels = {arm.name: arm.label for arm in self.run.arms}
+        groups: dict[tuple[str, str], list[Series]] = {}
+        for item in self.run.series:
+            groups.setdefault((item.metric, item.workload), []).append(item)
+        return [
+            {
+                "id": self.raw[(metric, workload)],
+                "title": f"{self.metrics[metric].title if metric in self.metrics else metric}, "
+                f"{self.run.workload(workload).title}",
+                "rows": [
+                    {**asdict(item), "place": places[item.arm], "label": labels[item.arm]}
+                    for item in sorted(rows, key=lambda item: places[item.arm])
+                ],
+            }
+            for (metric, workload), rows in groups.items()
+        ]
+
+    def defined(self) -> list[tuple[str, list[tuple[str, tuple[str, ...]]]]]:
+        """Start-up by definition, under each workload's title."""
+        studies = {item.key: item.study for item in self.run.definitions}
+        found: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        for item in self.run.defined:
+            title = self.run.workload(item.workload).title
+            found.setdefault(title, []).append((studies[item.definition], item.texts))
+        return list(found.items())
 
     def row(self, metric: str, workload: str, title: str, note: str) -> dict[str, Any]:
         """One line of a table: every arm's level, every pair's effect."""
@@ -143,7 +183,7 @@ class Tables:
 
     def section(self, family: str, title: str) -> dict[str, Any]:
         """One family of metrics: its table grouped by workload."""
-        slug = re.sub(r"[^a-z0-9]+", "-", family.lower()).strip("-") or "other"
+        slug = plain(family)
         groups: list[dict[str, Any]] = []
         for workload in self.run.workloads:
             rows: list[dict[str, Any]] = []
@@ -158,7 +198,7 @@ class Tables:
             "slug": slug,
             "title": title,
             "text": FAMILY_TEXTS.get(family, ()),
-            "pictures": FAMILY_PICTURES.get(family, ()),
+            "pictures": (f"forest-{family}", *FAMILY_PICTURES.get(family, ())),
             "rows": groups,
             "caption": "Each arm: median, below it the order-statistic interval of the median. "
             "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n. "

@@ -10,7 +10,7 @@ from typing import Any
 from bench.identity import FieldClass
 from bench.numbers import format_percent, format_value
 from bench.stats.verdict import Verdict
-from reports import model
+from reports import better, model
 from reports.data import Run
 
 FAMILY_TITLES = {
@@ -170,13 +170,14 @@ def answers(
     labels: Mapping[str, str],
     primary: tuple[str, str] | None,
 ) -> tuple[model.Answer, ...]:
-    """The first page's five questions."""
+    """The first page's questions."""
     return (
         model.Answer("What was compared?", tuple(_compared(run, arms, counts))),
         model.Answer("Was it the same work?", tuple(_same(run, labels))),
+        model.Answer("Which is better?", tuple(_better(run, arms, comparisons))),
         model.Answer("What came out?", tuple(_came_out(pairs, comparisons))),
         model.Answer("How sure is that?", tuple(_sure(run, comparisons, labels, primary))),
-        model.Answer("What to beware of?", tuple(_beware(findings))),
+        model.Answer("What could make it wrong?", tuple(_beware(findings))),
     )
 
 
@@ -246,6 +247,13 @@ def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
     return [*refused, *lines] or ["Nothing to compare: this run has one arm."]
 
 
+def _better(
+    run: Run, arms: Sequence[model.Arm], comparisons: Sequence[model.Comparison]
+) -> list[str]:
+    titles = {item["name"]: item["title"] for item in run.record["plan"]["workloads"]}
+    return better.lines(arms, comparisons, run.record["metrics"], titles)
+
+
 def _came_out(
     pairs: Sequence[tuple[str, str, str]], comparisons: Sequence[model.Comparison]
 ) -> list[str]:
@@ -303,7 +311,7 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
     if not serious:
         return ["Nothing beyond the limits named under Method."]
     lines = [
-        _capitalised(item["message"]) + (f": {item['meaning']}" if item["meaning"] else "") + "."
+        capitalised(item["message"]) + (f": {item['meaning']}" if item["meaning"] else "") + "."
         for item in serious[:MOST_WARNINGS]
     ]
     if len(serious) > MOST_WARNINGS:
@@ -311,6 +319,6 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _capitalised(text: str) -> str:
+def capitalised(text: str) -> str:
     """A sentence's first letter in upper case, unless it is an arm's name."""
     return text if re.match(r"(vm|container|process)\b", text) else text[:1].upper() + text[1:]

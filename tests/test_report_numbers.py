@@ -283,4 +283,4 @@ def test_json_holds_only_json(tmp_path: Path) -> None:
         raise AssertionError(text)
 
     data = json.loads(report.as_json([folder]), parse_constant=refuse)
-    assert data["format"] == 1 and data["runs"][0]["counts"]["timeout"] == 10
+    assert data["format"] == 2 and data["runs"][0]["counts"]["timeout"] == 10

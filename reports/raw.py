@@ -1,0 +1,37 @@
+"""The way back from a figure to the samples it came from."""
+
+from __future__ import annotations
+
+from bench.numbers import format_series
+from reports.data import Run
+from reports.export import KEYS, samples
+from reports.model import Series
+
+MOST_PRINTED = 30
+"""Values of a series above which the appendix names their lines only."""
+
+
+def series(run: Run, first_line: int) -> list[Series]:
+    """Every series of a run.
+
+    Args:
+        first_line: of samples.csv that holds a sample of this run.
+    """
+    table = samples([run])
+    work = {item["name"]: item.get("work_unit_name") or "work"
+            for item in run.record["plan"]["workloads"]}  # fmt: skip
+    found = []
+    for key, part in table.groupby(list(KEYS), observed=True, sort=False):
+        metric, workload, arm = map(str, key)
+        unit = str(part["unit"].iloc[0])
+        if unit == "work/s":
+            unit = f"{work[workload]}/s"
+        few = len(part) <= MOST_PRINTED
+        values, label = format_series(part["value"].tolist() if few else [], unit)
+        found.append(
+            Series(
+                metric, workload, arm, len(part), label, values,
+                first_line + int(part.index[0]), first_line + int(part.index[-1]),
+            )
+        )  # fmt: skip
+    return found
