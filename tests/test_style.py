@@ -113,3 +113,12 @@ def test_help_imports_nothing_heavy(heavy: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+def test_the_schema_of_reports_is_published() -> None:
+    """docs/report-schema.json is what `hvct report --schema` prints: others rely on it."""
+    from reports import schema
+
+    published = (CHECKOUT / "docs" / "report-schema.json").read_text()
+    renew = "python -m bench.cli report --schema >docs/report-schema.json"
+    assert published == schema.text(), f"the report's model has changed; renew it: {renew}"
