@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from bench.numbers import RATIO_UNIT
 from reports.drawing import (
     BAND,
-    FAINT,
     INK,
     PAPER,
     arm_keys,
@@ -44,7 +43,7 @@ def ratio_of(row: Comparison) -> Effect | None:
 
 
 def forest(run: RunReport) -> tuple[Figure, str, str] | None:
-    """The plan's primary metrics, one panel per pair of arms on one axis."""
+    """The plan's primary metrics, one panel per pair of arms."""
     panels: list[tuple[str, list[Comparison]]] = []
     for arm, baseline, label in run.pairs:
         rows = [
@@ -64,8 +63,8 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
         left_in=widest_in([_label(row) for row in every], 7.5),
         right_in=widest_in([_ratio_text(row) for row in every], 7.0) + 0.05,
     )
-    left, right = _bounds(every)
     for (axes,), (label, rows) in zip(grid, panels, strict=True):
+        left, right = _bounds(rows)
         for y, row in enumerate(rows):
             _row(run, axes, row, y, left, right)
             axes.text(1.015, y, _ratio_text(row), transform=axes.get_yaxis_transform(),
@@ -75,10 +74,10 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
     return (
         figure,
         "The primary metrics as ratios",
-        f"{_READING}The shaded band is the margin of the plan: inside it a difference does not "
-        "matter; metrics that are judged as differences have none here. Filled markers are "
-        "judged, hollow ones are described only (emulated, undecided, or outside the primary "
-        "family). ★ marks the primary family.",
+        f"{_READING}Each pair of arms has its own axis. The shaded band is the margin of the plan: "
+        "inside it a difference does not matter; metrics that are judged as differences have none "
+        "here. Filled markers are judged, hollow ones are described only (emulated, undecided, or "
+        "outside the primary family). ★ marks the primary family.",
     )
 
 
@@ -110,16 +109,17 @@ def family_forest(run: RunReport, family: str) -> tuple[Figure, str, str] | None
         places += [(y + 0.28 * (n - (len(rows) - 1) / 2), row) for n, row in enumerate(rows)]
     figure, ((axes,),) = canvas(
         [ROW_IN * (y + 2)],
-        left_in=widest_in([text for _, text in labels], 7.0),
+        left_in=widest_in([text for _, text in (*labels, *heads)], 7.6),
         above_in=0.05,
     )
     left, right = _bounds(every)
     for place, row in places:
         _row(run, axes, row, place, left, right, height=0.14)
-    for at, text in heads:
-        axes.text(0.0, at, text, transform=axes.get_yaxis_transform(), va="center", ha="left",
-                  fontsize=7, fontweight="bold", color=FAINT)  # fmt: skip
-    _finish(axes, [text for _, text in labels], left, right, [at for at, _ in labels], y + 0.8)
+    marks = sorted([*labels, *heads])
+    _finish(axes, [text for _, text in marks], left, right, [at for at, _ in marks], y + 0.8)
+    for mark, text in zip(marks, axes.get_yticklabels(), strict=True):
+        if mark in heads:
+            text.set_fontweight("bold")
     used = {row.arm for row in every}
     legend(figure, [key for key, arm in zip(arm_keys(run), run.arms, strict=True)
                     if arm.name in used])  # fmt: skip

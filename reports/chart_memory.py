@@ -69,9 +69,10 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
         figure,
         "Memory, by four definitions",
         "The same instances, counted four ways (medians). The bar of the cgroup's charge is cut "
-        "into anonymous memory (plain), shared memory and tmpfs (strokes), page cache (back strokes) and "
-        "kernel memory (crosses), in that order; the other definitions cannot be cut this way. "
-        "They differ because they count shared pages differently: say which one you mean.",
+        "into anonymous memory (plain), shared memory and tmpfs (strokes), page cache (back "
+        "strokes) and kernel memory (crosses), in that order; the other definitions cannot be cut "
+        "this way. They differ because they count shared pages differently: say which one you "
+        "mean.",
     )
 
 

@@ -25,12 +25,16 @@ _Chain = tuple[tuple[Event, Event], ...]
 
 @dataclass(frozen=True)
 class _Known:
-    """One definition: `ends` is summed, so that what we do in between does not count."""
+    """One definition: `ends` is summed, so that what we do in between does not count.
+
+    `machine`: it speaks of virtual machines only.
+    """
 
     key: str
     study: str
     theirs: str
     ends: _Chain
+    machine: bool = False
 
     @property
     def ours(self) -> str:
@@ -43,12 +47,12 @@ KNOWN = (
     _Known("fork-exec", "fork and exec (LightVM's process row)", "fork → the program is executed", ((Event.REQUESTED, Event.STARTED),)),
     _Known("kata-workload", "Kata, launch_times.sh, to-workload", "before the engine's run command → the payload runs", ((Event.REQUESTED, Event.STARTED),)),
     _Known("run", "docker run, by a stopwatch", "command typed → command has returned, its sandbox gone", _GONE),
-    _Known("firecracker-end", "Firecracker, NSDI'20 scripts", "VMM executed → VMM gone; the guest's init ends at once", _GONE),
-    _Known("firecracker-spec", "Firecracker, SPECIFICATION.md", "InstanceStart received → guest's init begins", ((Event.SPAWNED, Event.INIT),)),
-    _Known("lightvm-create", "LightVM, create", "toolstack called → guest exists", ((Event.REQUESTED, Event.SPAWNED),)),
-    _Known("lightvm-boot", "LightVM, boot", "guest exists → guest is up", ((Event.SPAWNED, Event.INIT),)),
-    _Known("unikraft-vmm", "Unikraft, VMM part", "VMM executed → first guest instruction", ((Event.REQUESTED, Event.KERNEL),)),
-    _Known("unikraft-guest", "Unikraft, guest part", "first guest instruction → main()", ((Event.KERNEL, Event.STARTED),)),
+    _Known("firecracker-end", "Firecracker, NSDI'20 scripts", "VMM executed → VMM gone; the guest's init ends at once", _GONE, machine=True),
+    _Known("firecracker-spec", "Firecracker, SPECIFICATION.md", "InstanceStart received → guest's init begins", ((Event.SPAWNED, Event.INIT),), machine=True),
+    _Known("lightvm-create", "LightVM, create", "toolstack called → guest exists", ((Event.REQUESTED, Event.SPAWNED),), machine=True),
+    _Known("lightvm-boot", "LightVM, boot", "guest exists → guest is up", ((Event.SPAWNED, Event.INIT),), machine=True),
+    _Known("unikraft-vmm", "Unikraft, VMM part", "VMM executed → first guest instruction", ((Event.REQUESTED, Event.KERNEL),), machine=True),
+    _Known("unikraft-guest", "Unikraft, guest part", "first guest instruction → main()", ((Event.KERNEL, Event.STARTED),), machine=True),
 )  # fmt: skip
 
 _NSDI = "firecracker-microvm/nsdi2020-data, raw series"
@@ -93,7 +97,11 @@ def defined(run: Run, arms: Sequence[Arm]) -> tuple[DefinedStart, ...]:
         for workload in until:
             if Event.EXITED.value in events and until[workload] != "exit":
                 continue
-            levels = [middle.get((workload, arm.name)) for arm in arms]
+            levels = [
+                None if known.machine and not arm.name.startswith("vm")
+                else middle.get((workload, arm.name))
+                for arm in arms
+            ]  # fmt: skip
             levels = [None if v is None or pd.isna(v) else float(v) for v in levels]
             if any(level is not None for level in levels):
                 texts = tuple("–" if v is None else format_value(v, "s") for v in levels)
@@ -108,7 +116,7 @@ def published(
     """Published figures beside ours of the workload that does least.
 
     An emulated machine's figure stands beside none: it would look like agreement, or like the
-    lack of it, and is neither.
+    lack of it, and is neither. Ours is "" then.
     """
     least = _least(run)
     if least is None:
@@ -120,7 +128,7 @@ def published(
         if place is None or mine is None or mine.levels[place] is None:
             continue
         arm = arms[place]
-        ours = "emulated: not set beside it" if arm.emulated else f"{mine.texts[place]} (median)"
+        ours = "" if arm.emulated else f"{mine.texts[place]} (median)"
         rows.append(Published(study, what, platform, figure, key, arm.label, ours, differs, source))
     return tuple(rows)
 

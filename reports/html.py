@@ -45,6 +45,7 @@ def document(data: ReportData, pictures: Pictures, *, for_print: bool = False) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["sentence"] = wording.capitalised
     template = environment.get_template("report.html.j2")
     return template.render(page=_page(data, pictures, for_print=for_print)) + "\n"
 
@@ -111,7 +112,11 @@ def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 ("disturbances", "What disturbed it"),
                 ("threats", "What could make it wrong"),
                 ("gaps", "What this run does not show"),
-                *([("published", "Published figures beside ours")] if run["published"] else []),
+                *(
+                    [("published", "Published figures beside ours")]
+                    if run["shows_published"]
+                    else []
+                ),
                 ("setup", "Host, arms and rules"),
                 ("reproduce", "Reproduce this"),
             )
@@ -151,13 +156,15 @@ def _run(
         # A pair's column belongs to both of its arms.
         "pairs": [(*pair, " ".join(str(names.index(name)) for name in pair[:2]))
                   for pair in run.pairs],
+        "shows_published": bool(run.published),
         "samples": tables.samples(),
         "defined": tables.defined(),
         "threats": [(kind, question, [item for item in run.threats if item.kind == kind])
                     for kind, question in threats.KINDS.items()
                     if any(item.kind == kind for item in run.threats)],
         "published": [dataclasses.asdict(item) | {"definition": ends[item.definition]}
-                      for item in run.published],
+                      for item in run.published if item.ours],
+        "unpublished": sum(not item.ours for item in run.published),
         "least": next((run.workload(item.workload).title for item in run.defined), ""),
         "emulated": any(arm.emulated for arm in run.arms),
         "columns": columns(len(run.arms), len(run.pairs)),

@@ -196,7 +196,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure, and ours by the same definition where it may stand beside it."""
+    """A published figure, and ours by the same definition; "" where ours was emulated."""
 
     study: str
     what: str
