@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import HostCannot, oserror
+from bench.command import run
+from bench.errors import HostCannot, HvctError, oserror
 
 _REMEDY = "set XDG_CACHE_HOME to a folder you can write"
 
@@ -48,7 +50,16 @@ def workspace(prefix: str) -> Iterator[Path]:
     try:
         yield path
     finally:
+        remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, however deep; what cannot be removed stays."""
+    try:
         shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:  # Python before 3.13 needs its stack for each level
+        with contextlib.suppress(HvctError):
+            run(["rm", "-rf", "--", path])
 
 
 def publish(made: Path, final: Path) -> Path:

@@ -60,10 +60,16 @@ def report_error(error: HvctError) -> int:
     """Print what is wrong and what to do, one line each."""
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-    print(f"hvct: {' '.join(error.message.split())}", file=sys.stderr)
+    print(f"hvct: {_one_line(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"      {' '.join(error.hint.split())}", file=sys.stderr)
+        print(f"      {_one_line(error.hint)}", file=sys.stderr)
     return error.exit_code
+
+
+def _one_line(text: str) -> str:
+    """Names from outside may hold what a terminal obeys."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
 def _handler(parsed: argparse.Namespace) -> Callable[[argparse.Namespace], int]:

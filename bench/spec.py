@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from bench.agent.frames import FRAME_MAX
 from bench.context import RunContext
 from bench.errors import BadInput
 from bench.image.config import signal_number
@@ -26,6 +28,7 @@ from bench.plan import LEAST_CPUS
 from bench.readiness import OUTPUT_KINDS
 
 OWN_CHECK_S = 0.1  # interval of a health check that a plan gives without one
+REST_BYTES = 96 << 10  # of the RUN record: limits, modules, the seccomp filter in hex
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -107,6 +110,21 @@ def environment_of(
     return tuple(merged.items())
 
 
+def check_command_size(argv: Iterable[str], env: Iterable[tuple[str, str]]) -> None:
+    """Make sure that arguments and environment fit the one frame that carries them.
+
+    Raises:
+        BadInput: they do not.
+    """
+    words = [*argv, *(f"{name}={value}" for name, value in env)]
+    size = sum(len(word.encode("utf-8", "surrogateescape")) + len("arg=\0") for word in words)
+    if size > FRAME_MAX - REST_BYTES:
+        raise BadInput(
+            f"arguments and environment are {size / 2**20:.1f} MiB, more than fit 1 MiB",
+            "shorten them, in the image or the workload; pass much data on standard input",
+        )
+
+
 def make(
     workload: Workload,
     image: Image,
@@ -122,11 +140,13 @@ def make(
     address = None
     if workload.network is NetworkMode.BRIDGE and context.network is not None:
         address = context.network.address(number)
+    argv, env = argv_of(workload, image), environment_of(workload, image, hostname, ids)
+    check_command_size(argv, env)
     return InstanceSpec(
         id=context.instance(number),
         image=image,
-        argv=argv_of(workload, image),
-        env=environment_of(workload, image, hostname, ids),
+        argv=argv,
+        env=env,
         ids=ids,
         workdir=workload.workdir or image.config.workdir or "/",
         hostname=hostname,

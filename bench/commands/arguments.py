@@ -408,12 +408,17 @@ hvct image build default                         the built-in one, anew
         """
 docker save my/app:1 | gzip >app.tar.gz; hvct image import app.tar.gz
 skopeo copy docker://my/app:1 oci:app; hvct image import app --name my-app
+hvct image import big.tar --max-size 40GiB
+
+Every layer is looked through before it is unpacked. What would fill the disk,
+points out of the image or has impossible names is refused.
 """,
     )  # fmt: skip
     item.add_argument("archive", type=Path, metavar="ARCHIVE", help="a file or a folder")
     item.add_argument(
         "--name", metavar="NAME", help="default: the one in the archive, else its file name"
     )
+    _max_size(item)
     _json(item)
     item = action(
         "build", "build a Dockerfile (through buildah), or a built-in image anew",
@@ -437,6 +442,7 @@ with those, and scratch, no network is needed. buildah is a package of its own.
         "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="for its ARG"
     )
     item.add_argument("--offline", action="store_true", help="pull no base image")
+    _max_size(item)
     _json(item)
     item = action(
         "pull", "bring an image of a registry into the cache",
@@ -453,6 +459,7 @@ Where the registry cannot be reached, the image that was pulled last is taken.
     item.add_argument("reference", metavar="REF", help="REGISTRY/NAME:TAG or …@sha256:DIGEST")
     item.add_argument("--name", metavar="NAME", help="in the cache; default: as it is called there")
     item.add_argument("--offline", action="store_true", help="from the cache, asking nobody")
+    _max_size(item)
     _registry_options(item)
     _json(item)
     item = action(
@@ -514,6 +521,13 @@ def _registry_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cert-dir", type=Path, metavar="DIR", help="folder with the registry's CA as ca.crt"
     )
+
+
+def _max_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-size", default="20GiB", metavar="SIZE",
+        help="refuse an image that unpacks to more; default: 20GiB",
+    )  # fmt: skip
 
 
 def _clean(commands: Commands) -> None:

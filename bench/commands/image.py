@@ -18,6 +18,7 @@ from bench.image import store as images
 from bench.image.index import Progress
 from bench.image.remote import Access
 from bench.model import Image
+from bench.sizes import parse_size
 
 
 def main(options: argparse.Namespace) -> int:
@@ -48,8 +49,20 @@ def telling() -> Iterator[Progress]:
 def import_archive(options: argparse.Namespace) -> int:
     """An OCI layout or a docker save archive."""
     with telling() as told:
-        image = images.import_archive(options.archive, options.name, told)
+        image = images.import_archive(options.archive, options.name, told, max_bytes(options))
     return print_image(image, options)
+
+
+def max_bytes(options: argparse.Namespace) -> int:
+    """What an image may unpack to.
+
+    Raises:
+        BadInput: the option is no size.
+    """
+    try:
+        return parse_size(options.max_size)
+    except ValueError as error:
+        raise BadInput(f"--max-size: {error}", 'write it as "40GiB"') from error
 
 
 def build(options: argparse.Namespace) -> int:
@@ -69,6 +82,7 @@ def build(options: argparse.Namespace) -> int:
                 file=options.file,
                 arguments=options.build_arg,
                 offline=options.offline,
+                max_bytes=max_bytes(options),
             )
         elif options.what == "default":
             image = images.build_default(told)
@@ -102,7 +116,12 @@ def pull(options: argparse.Namespace) -> int:
     way = access(options)
     with telling() as told:
         image, note = images.pull(
-            options.reference, way, told, name=options.name, offline=options.offline
+            options.reference,
+            way,
+            told,
+            name=options.name,
+            offline=options.offline,
+            max_bytes=max_bytes(options),
         )
     if note:
         print(f"hvct: {note}", file=sys.stderr)

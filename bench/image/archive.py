@@ -13,15 +13,16 @@ import lzma
 import os
 import re
 import shutil
+import stat
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadInput, HvctError, oserror
+from bench.errors import BadInput, HostCannot, oserror
 from bench.image.index import host_architecture
+from bench.image.members import DAMAGE, EXPORT, outer_members, too_large
 
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
@@ -32,7 +33,6 @@ DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-EXPORT = "export it again, with docker save or skopeo copy"
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,30 @@ def read_json(path: Path) -> dict[str, Any]:
         BadInput: it is missing, too large or not an object.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise BadInput(f"{path.name} in the archive is too large", EXPORT)
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        data = json.loads(_read_small(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path.name} in the archive cannot be read", EXPORT) from error
     if not isinstance(data, dict):
         raise BadInput(f"{path.name} in the archive is not a JSON object", EXPORT)
+    return data
+
+
+def _read_small(path: Path) -> bytes:
+    """A regular file of at most a few MiB; whatever else lies there is not waited for.
+
+    Raises:
+        OSError: it cannot be opened.
+        BadInput: it is something else, or larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as handle:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadInput(f"{path.name} in the archive is no regular file", EXPORT)
+        data = handle.read(LARGEST_JSON_BYTES + 1)
+    if len(data) > LARGEST_JSON_BYTES:
+        raise BadInput(
+            f"{path.name} in the archive is larger than {LARGEST_JSON_BYTES >> 20} MiB", EXPORT
+        )
     return data
 
 
@@ -77,26 +94,30 @@ def locate(path: Path, space: Path, max_bytes: int) -> Source:
     if path.is_dir():
         return _layout(path, space)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInput(f"{path} is neither a file nor a folder", "save the archive in a file")
         plain = _decompressed(path, space, max_bytes)
+        members = outer_members(plain)
+        names = {os.path.normpath(member.name) for member in members}
         with tarfile.open(plain, "r:") as archive:
-            # A docker archive is a few dozen members, so reading all names is cheap.
-            members = archive.getmembers()
-            names = {os.path.normpath(member.name) for member in members}
             if {"oci-layout", "index.json"} <= names:
                 if sum(member.size for member in members) > max_bytes:
                     raise too_large(path.name, max_bytes)
                 return _layout(_extract(archive, members, space / "archive"), space)
             if "manifest.json" in names:
-                return _docker(path.name, plain, archive, space)
+                return _docker(path.name, plain, archive, members, space)
     except FileNotFoundError as error:
         raise BadInput(f"{path} does not exist", "give the archive's path") from error
-    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except (*DAMAGE, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise BadInput(f"{path.name} is damaged or no archive: {reason}", EXPORT) from error
     except OSError as error:
         if error.errno is None:  # what decompressors raise for bad data
             raise BadInput(f"{path.name} is damaged: {error}", EXPORT) from error
-        raise oserror("read", path, error) from error
+        failure = oserror("read", path, error)
+        if isinstance(failure, HostCannot):
+            raise failure from error
+        raise BadInput(failure.message, "give an archive that can be read") from error
     raise BadInput(f"{path.name} is neither an OCI layout nor a docker save archive", EXPORT)
 
 
@@ -116,23 +137,16 @@ def _extract(archive: tarfile.TarFile, members: list[tarfile.TarInfo], target: P
     return target
 
 
-def too_large(what: str, max_bytes: int) -> HvctError:
-    """The error for an image beyond the limit."""
-    return BadInput(
-        f"{what} unpacks to more than {max_bytes / 2**30:.3g} GiB",
-        "make it smaller, or import it with a higher limit",
-    )
-
-
 def _layout(path: Path, space: Path) -> Source:
     """A layout of our own with one manifest in its index, the blobs linked to."""
     if not (path / "index.json").is_file():
         raise BadInput(f"{path.name} is not an OCI layout: it has no index.json", EXPORT)
     manifests = read_json(path / "index.json").get("manifests")
-    if not isinstance(manifests, list) or not all(isinstance(one, dict) for one in manifests):
+    if not isinstance(manifests, list) or not all(map(_is_descriptor, manifests)):
         raise BadInput(f"the index of {path.name} is malformed", EXPORT)
     chosen = _choose(manifests)
     _check_digest(path, chosen)
+    _check_blobs(path)
     notes = chosen.get("annotations") or {}
     name = notes.get(FULL_NAME) or notes.get(REF_NAME) or ""
     own = space / "layout"
@@ -144,6 +158,14 @@ def _layout(path: Path, space: Path) -> Source:
     return Source(f"oci:{own}", _short(str(name)))
 
 
+def _is_descriptor(value: Any) -> bool:
+    """Whether what we look at in it has the right type; skopeo checks the rest."""
+    tables = ("platform", "annotations")
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), dict | None) for name in tables
+    )
+
+
 def _check_digest(path: Path, entry: dict[str, Any]) -> None:
     """Compare the manifest with its digest: skopeo does so for every blob but this one."""
     algorithm, _, value = str(entry.get("digest")).partition(":")
@@ -151,13 +173,19 @@ def _check_digest(path: Path, entry: dict[str, Any]) -> None:
     if algorithm != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise BadInput(f"the index of {path.name} has no sha256 digest", EXPORT)
     try:
-        if blob.stat().st_size > LARGEST_JSON_BYTES:
-            raise BadInput(f"the manifest in {path.name} is too large", EXPORT)
-        data = blob.read_bytes()
+        data = _read_small(blob)
     except OSError as error:
         raise BadInput(f"the manifest is missing in {path.name}", EXPORT) from error
     if hashlib.sha256(data).hexdigest() != value:
         raise BadInput(f"the manifest in {path.name} does not fit its digest", EXPORT)
+
+
+def _check_blobs(path: Path) -> None:
+    """Refuse a layout with a blob that is no file: skopeo would wait at a pipe."""
+    for folder, _, names in os.walk(path / "blobs"):
+        for name in names:
+            if not stat.S_ISREG(os.stat(os.path.join(folder, name)).st_mode):
+                raise BadInput(f"the blob {name[:19]} in {path.name} is no regular file", EXPORT)
 
 
 def _choose(manifests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -207,8 +235,14 @@ def _decompressed(path: Path, space: Path, max_bytes: int) -> Path:
     return plain
 
 
-def _docker(shown: str, path: Path, archive: tarfile.TarFile, space: Path) -> Source:
-    member = next(one for one in archive if os.path.normpath(one.name) == "manifest.json")
+def _docker(
+    shown: str,
+    path: Path,
+    archive: tarfile.TarFile,
+    members: list[tarfile.TarInfo],
+    space: Path,
+) -> Source:
+    member = next(one for one in members if os.path.normpath(one.name) == "manifest.json")
     handle = archive.extractfile(member)
     if handle is None or member.size > LARGEST_JSON_BYTES:
         raise BadInput(f"manifest.json in {shown} cannot be read", EXPORT)
@@ -220,6 +254,8 @@ def _docker(shown: str, path: Path, archive: tarfile.TarFile, space: Path) -> So
     link = space / "source.tar"  # skopeo splits references at colons; this path has none
     link.symlink_to(path.resolve())
     tags = images[0].get("RepoTags") or [""]
+    if not isinstance(tags, list):
+        raise BadInput(f"manifest.json in {shown} is malformed", EXPORT)
     return Source(f"docker-archive:{link}", _short(str(tags[0])))
 
 

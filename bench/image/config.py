@@ -14,12 +14,15 @@ DEFAULT_CHECK_S = 30.0  # a health check's interval and timeout, as container en
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def parse(raw: dict[str, Any], accounts: Accounts) -> ImageConfig:
-    """Read the ``config`` object of an OCI image configuration.
+def parse(raw: Any, accounts: Accounts) -> ImageConfig:
+    """Read the ``config`` object of an OCI image configuration; None for one without.
 
     Raises:
         BadInput: it is malformed, or names a user that the image does not have.
     """
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise _malformed("config")
     user = _text(raw, "User")
     env = [entry.partition("=") for entry in _texts(raw, "Env")]
     pairs = [(name, value) for name, equals, value in env if name and equals]
@@ -101,6 +104,10 @@ def _check(values: Iterable[Any], field: str) -> tuple[str, ...]:
     texts = tuple(values)
     if not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise _malformed(field)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:  # half a character, which JSON can hold
+        raise _malformed(field) from error
     return texts
 
 

@@ -40,12 +40,14 @@ class Volume:
 
 def walk(root: Path) -> Iterator[Path]:
     """Every path of the tree in a fixed order, the root first, never following a link."""
-    yield root
-    for entry in sorted(os.scandir(root), key=lambda item: os.fsencode(item.name)):
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(Path(entry.path))
-        else:
-            yield Path(entry.path)
+    waiting = [(root, True)]  # a tree may be deeper than Python's stack
+    while waiting:
+        path, is_folder = waiting.pop()
+        yield path
+        if is_folder:
+            with os.scandir(path) as inside:
+                entries = sorted(inside, key=lambda item: os.fsencode(item.name), reverse=True)
+            waiting += [(Path(one.path), one.is_dir(follow_symlinks=False)) for one in entries]
 
 
 def normalise_times(root: Path, latest: int) -> None:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench.cache import cache_dir, lock, publish, workspace
+from bench.cache import cache_dir, lock, publish, remove_tree, workspace
 from bench.errors import BadInput, HostCannot, HvctError, oserror
 from bench.image.erofs import make_volume
 from bench.image.users import Accounts, ids_of, read_accounts
@@ -259,7 +258,7 @@ def _sweep() -> None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def fix_owner_and_mode(path: Path, mode: int) -> None:

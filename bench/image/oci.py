@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,15 @@ from urllib.parse import quote
 from bench.command import run
 from bench.errors import BadInput, HostCannot, HvctError
 from bench.image import archive, blobs, config, index
-from bench.image.archive import EXPORT, Source, read_json, too_large
+from bench.image.archive import Source, read_json
 from bench.image.erofs import normalise_times
 from bench.image.index import Progress
+from bench.image.members import DAMAGE, EXPORT, Budget, read_layer
 from bench.image.users import make_folders, read_accounts
 from bench.model import Image
 
 MAX_BYTES = 20 << 30
-BLOCK_BYTES = 512  # of a tar archive: what even an empty member costs
+MOST_LAYERS = 500  # umoci takes 50 ms for an empty one
 TAG = "image"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 LONGEST_NAME = 200
@@ -125,20 +124,25 @@ def import_source(
     newest = check_layers(layout, origin, max_bytes)
     progress("unpacking the layers", 0.5)
     tree = unpack(layout, origin, space)
-    settings = config.parse(layout.settings.get("config") or {}, read_accounts(tree))
+    settings = config.parse(layout.settings.get("config"), read_accounts(tree))
     make_folders(tree, settings.volumes)
     normalise_times(tree, newest)
     progress("writing the image", 0.8)
     recipe = kept or layout.manifest_digest
-    image = index.store_tree(
-        name,
-        tree,
-        settings,
-        source=f"{origin} ({recipe[:19]})",
-        recipe=recipe,
-        remote=remote,
-        remote_digest=remote_digest,
-    )
+    try:
+        image = index.store_tree(
+            name,
+            tree,
+            settings,
+            source=f"{origin} ({recipe[:19]})",
+            recipe=recipe,
+            remote=remote,
+            remote_digest=remote_digest,
+        )
+    except (BadInput, HostCannot):
+        raise
+    except HvctError as error:  # of mkfs.erofs, about something in this tree
+        raise BadInput(f"{origin} holds what no volume can: {error.message}", EXPORT) from error
     if not kept:
         for digest in layout.parts:
             blobs.keep(layout.blob(digest), digest)
@@ -182,17 +186,35 @@ def copy(source: Source, origin: str, space: Path) -> _Layout:
         raise
     except HvctError as error:
         raise _explained(error, origin) from error
-    (entry,) = read_json(target / "index.json")["manifests"]
-    layout = _Layout(target, str(entry["digest"]), (), {})
-    manifest = read_json(layout.blob(layout.manifest_digest))
-    config_blob = _add_blob(layout, raw)
-    settings = read_json(layout.blob(config_blob))
-    digest = layout.manifest_digest
-    if config_blob != manifest["config"]["digest"]:
-        manifest["config"] |= {"digest": config_blob, "size": len(raw)}
-        digest = _add_blob(layout, json.dumps(manifest, separators=(",", ":")).encode())
-    layers = tuple(str(layer["digest"]) for layer in manifest["layers"])
-    return _Layout(target, digest, layers, settings)
+    return _opened(target, raw, origin)
+
+
+def _opened(path: Path, raw: bytes, origin: str) -> _Layout:
+    """The layout skopeo wrote, with the configuration as it was before skopeo converted it.
+
+    Raises:
+        BadInput: a part of it is missing or of the wrong type; skopeo does not look.
+    """
+
+    def digest(descriptor: Any) -> str:
+        value = descriptor["digest"]
+        if not blobs.DIGEST.fullmatch(value):
+            raise ValueError
+        return str(value)
+
+    layout = _Layout(path, "", (), {})
+    try:
+        (entry,) = read_json(path / "index.json")["manifests"]
+        chosen = digest(entry)
+        manifest = read_json(layout.blob(chosen))
+        layers = tuple(digest(layer) for layer in manifest["layers"])
+        config_blob = _add_blob(layout, raw)
+        if config_blob != digest(manifest["config"]):
+            manifest["config"] |= {"digest": config_blob, "size": len(raw)}
+            chosen = _add_blob(layout, json.dumps(manifest, separators=(",", ":")).encode())
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"the manifest of {origin} is malformed", EXPORT) from error
+    return _Layout(path, chosen, layers, read_json(layout.blob(config_blob)))
 
 
 def _add_blob(layout: _Layout, data: bytes) -> str:
@@ -204,7 +226,7 @@ def _add_blob(layout: _Layout, data: bytes) -> str:
 def _explained(error: HvctError, origin: str) -> HvctError:
     """What skopeo or umoci said, as one line for the user."""
     said = re.findall(r'msg="((?:[^"\\]|\\.)*)"', error.message) or [error.message]
-    reason = str(said[-1]).replace('\\"', '"')
+    reason = str(said[-1]).replace('\\"', '"').rpartition("⨯ ")[2]  # umoci's mark of its last word
     if "no image found in" in reason:
         return _wrong_architecture(origin, "others")
     return BadInput(f"{origin} is damaged or no image: {reason}", EXPORT)
@@ -236,27 +258,21 @@ def check_layers(layout: _Layout, origin: str, max_bytes: int) -> int:
     for whatever unpacking itself stamps, such as folders no layer mentions.
 
     Raises:
-        BadInput: a layer is damaged, or all together are larger than allowed.
+        BadInput: a layer is damaged or not to be unpacked, or all are larger than allowed.
     """
-    total, newest = 0, 0
+    if len(layout.layers) > MOST_LAYERS:
+        raise BadInput(
+            f"{origin} has {len(layout.layers)} layers, more than {MOST_LAYERS}",
+            "squash it: container engines stop at 127",
+        )
+    budget = Budget(origin, max_bytes)
     for digest in layout.layers:
         try:
-            with (
-                layout.blob(digest).open("rb") as raw,
-                gzip.open(raw) as stream,
-                tarfile.open(fileobj=stream, mode="r|") as layer,
-            ):
-                for member in layer:
-                    total += member.size + BLOCK_BYTES
-                    newest = max(newest, int(member.mtime))
-                    if total > max_bytes:
-                        raise too_large(origin, max_bytes)
-                    layer.members.clear()  # type: ignore[attr-defined]  # else all are kept
-        except (tarfile.TarError, EOFError, ValueError, OverflowError, zlib.error) as error:
+            with layout.blob(digest).open("rb") as raw, gzip.open(raw) as stream:
+                read_layer(stream, budget)
+        except (*DAMAGE, OSError) as error:
             raise BadInput(f"a layer of {origin} is damaged: {error}", EXPORT) from error
-        except OSError as error:
-            raise BadInput(f"a layer of {origin} is damaged: {error}", EXPORT) from error
-    return newest
+    return budget.newest
 
 
 def unpack(layout: _Layout, origin: str, space: Path) -> Path:
@@ -265,11 +281,13 @@ def unpack(layout: _Layout, origin: str, space: Path) -> Path:
     Raises:
         BadInput: umoci refuses a layer.
     """
-    bundle = space / "bundle"
+    tree = space / "tree"
     try:
-        run(["umoci", "unpack", "--image", f"{layout.path}:{TAG}", bundle], timeout_s=1800)
+        # "raw": no bundle. For its configuration umoci opens the image's /etc/passwd, which
+        # may be a pipe, and it would hash every file.
+        run(["umoci", "raw", "unpack", "--image", f"{layout.path}:{TAG}", tree], timeout_s=1800)
     except HostCannot:
         raise
     except HvctError as error:
         raise _explained(error, origin) from error
-    return bundle / "rootfs"
+    return tree

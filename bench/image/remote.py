@@ -22,8 +22,9 @@ from typing import Any
 from bench.command import run
 from bench.errors import BadInput, HostCannot, HvctError
 from bench.image import blobs
-from bench.image.archive import LARGEST_JSON_BYTES, too_large
+from bench.image.archive import LARGEST_JSON_BYTES
 from bench.image.index import Progress, host_architecture
+from bench.image.members import too_large
 from bench.image.reference import Reference
 
 TIMEOUT_S = 7200.0

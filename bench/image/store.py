@@ -223,6 +223,7 @@ def build_folder(
     file: Path | None = None,
     arguments: Sequence[str] = (),
     offline: bool = False,
+    max_bytes: int = oci.MAX_BYTES,
 ) -> Image:
     """Build a folder's Dockerfile; what it builds on is taken from the cache where it is there.
 
@@ -243,7 +244,14 @@ def build_folder(
 
     with blobs.in_use():
         return dockerfile.build(
-            folder, chosen, base, progress, file=file, arguments=arguments, offline=offline
+            folder,
+            chosen,
+            base,
+            progress,
+            file=file,
+            arguments=arguments,
+            offline=offline,
+            max_bytes=max_bytes,
         )
 
 
