@@ -1,4 +1,7 @@
-"""Images made to hurt: refused in one line or taken whole, and nothing is written outside."""
+"""Images made to hurt: refused in one line or taken whole, and nothing is written outside.
+
+Over 400 lines, since each kind of attack stands beside what must come of it.
+"""
 
 from __future__ import annotations
 
