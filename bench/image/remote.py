@@ -135,7 +135,8 @@ def skopeo(
 def _explained(said: str, reference: Reference) -> HvctError:
     found = re.findall(r'msg="((?:[^"\\]|\\.)*)"', said) or [said]
     reason = str(found[-1]).replace('\\"', '"')
-    host, name = reference.domain, reference.full
+    host = reference.domain
+    name = reference.full if reference.path else host
     if "HTTP response to HTTPS client" in reason:
         return BadInput(
             f"{host} speaks plain HTTP", f"allow that: hvct image pull {name} --tls-verify=false"
@@ -145,9 +146,13 @@ def _explained(said: str, reference: Reference) -> HvctError:
             f"the certificate of {host} is not trusted: {reason.rpartition(': ')[2]}",
             f"with its CA in a folder as ca.crt: hvct image pull {name} --cert-dir FOLDER",
         )
-    if re.search(r"unauthorized|authentication required|denied|401|403", reason, re.IGNORECASE):
+    if re.search(
+        r"unauthorized|authentication required|invalid username|denied|401|403",
+        reason,
+        re.IGNORECASE,
+    ):
         return BadInput(
-            f"{host} does not give access to {name} with this login, or without one",
+            f"{host} does not give access with this login, or without one: {name}",
             f"hvct image login {host}, or --username USER --password-stdin",
         )
     if re.search(r"manifest unknown|name unknown|not found|404", reason):
@@ -159,7 +164,7 @@ def _explained(said: str, reference: Reference) -> HvctError:
             f"{host} cannot be reached: {reason.rpartition(': ')[2]}",
             "check the network, or import the image from an archive: hvct image import --help",
         )
-    return BadInput(f"{name}: {reason}", "try it with: skopeo inspect docker://" + name)
+    return BadInput(f"{name}: {reason}", "HVCT_DEBUG=1 shows what was tried")
 
 
 def resolve(reference: Reference, access: Access, space: Path) -> Resolved:
