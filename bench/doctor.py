@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench import checks, cleanup, host, journal
+from bench import cleanup, host, journal
+from bench.checks import confinement, cpu, kernel, live, memory, tenants
+from bench.checks.programs import binding, programs
+from bench.checks.trap import Trap, spring
+from bench.checks.tree import Tree
 from bench.errors import HvctError
 from bench.model import Capability, Finding
 
 LEVELS = ("problem", "warning", "info")
+TRAPS: tuple[Trap, ...] = (
+    *kernel.TRAPS,
+    *confinement.TRAPS,
+    *memory.TRAPS,
+    *cpu.TRAPS,
+    *tenants.TRAPS,
+)
+"""Everything that files of a host tell. ``docs/doctor.md`` lists it for users."""
 
 
 def examine(capabilities: Sequence[Capability] = ()) -> list[Finding]:
@@ -17,25 +29,25 @@ def examine(capabilities: Sequence[Capability] = ()) -> list[Finding]:
     Args:
         capabilities: what the probes of the backends found.
     """
-    facts = host.fingerprint()
+    here = Tree()
     found = [
-        *checks.rights(),
-        *checks.programs(facts),
-        *checks.accelerator(capabilities),
-        *checks.control_groups(),
-        *checks.devices(),
-        *checks.network(),
-        *checks.disk(),
-        *judge(facts),
-        *checks.load(),
+        *live.rights(),
+        *programs(here, host.program_versions()),
+        *binding(),
+        *live.accelerator(capabilities),
+        *live.control_groups(),
+        *spring(TRAPS, here),
+        *live.network(),
+        *live.disk(),
+        *live.window(),
         *leftovers(),
     ]
+    return worst_first(found)
+
+
+def worst_first(found: Sequence[Finding]) -> list[Finding]:
+    """The order in which findings are shown."""
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
-
-
-def judge(facts: host.Facts) -> list[Finding]:
-    """Findings about a host that follow from its stored fingerprint alone."""
-    return [*checks.memory_policy(facts), *checks.cpu_policy(facts)]
 
 
 def leftovers() -> Iterator[Finding]:

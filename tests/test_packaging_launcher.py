@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import faults
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -30,10 +31,12 @@ def folder() -> Iterator[Path]:
         yield folder
 
 
-def start(folder: Path, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the launcher of a checkout with these environment variables."""
+def start(
+    folder: Path, *argv: str, before: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the launcher of a checkout with these environment variables, started by `before`."""
     return subprocess.run(
-        [folder / "hvct", *argv],
+        [*before, folder / "hvct", *argv],
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -55,6 +58,16 @@ def path_without(tmp_path: Path, *hidden: str) -> str:
     return str(shown)
 
 
+def another_distribution(tmp_path: Path, release: str) -> list[str]:
+    """For `before`: the same host with another /etc/os-release."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting another os-release needs root")
+    written = tmp_path / "os-release"
+    written.write_text(release + "\n")
+    real = Path("/etc/os-release").resolve()
+    return faults.hidden(faults.shell("mount", "--bind", written, real))
+
+
 def groups() -> dict[str, list[str]]:
     """packages.txt as the tests read it: names by group."""
     found: dict[str, list[str]] = {}
@@ -62,25 +75,67 @@ def groups() -> dict[str, list[str]]:
         if head := re.fullmatch(r"\[(\w+)\]", line):
             current = found.setdefault(head[1], [])
         elif words := line.partition("#")[0].split():
-            current.extend(words)
+            current.append(words[0])
     return found
 
 
+@pytest.mark.root
 def test_package_list_is_read_whole(folder: Path, tmp_path: Path) -> None:
-    """On a distribution without apt-get it exits 3 and names every package that is needed."""
-    done = start(folder, "--help", PATH=path_without(tmp_path, "apt-get"))
+    """On a distribution it does not know it exits 3 and names every package that is needed."""
+    before = another_distribution(tmp_path, "ID=slackware")
+    done = start(folder, "--help", before=before, PATH=path_without(tmp_path, "apt-get"))
     assert done.returncode == 3
     assert "no apt-get" in done.stderr
-    listed = done.stderr.rpartition("HVCT_SKIP_PACKAGES=1: ")[2].split()
+    listed = done.stderr.rpartition(":  ")[2].split()
     assert listed == groups()["run"]
     assert not (folder / ".venv").exists()
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("release", "command", "some"),
+    [
+        ("ID=fedora", "sudo dnf install", {"musl-gcc", "qemu-system-x86-core", "libvirt-devel"}),
+        ('ID="almalinux"\nID_LIKE="rhel centos fedora"', "sudo dnf install", {"glibc-devel"}),
+        ("ID=arch", "sudo pacman -S --needed", {"musl", "qemu-system-x86", "ttf-dejavu"}),
+    ],
+)
+def test_other_distributions_are_told_their_own_command(
+    folder: Path, tmp_path: Path, release: str, command: str, some: set[str]
+) -> None:
+    """Where it does not install by itself it prints the exact command, with that one's names."""
+    before = another_distribution(tmp_path, release)
+    done = start(folder, "--help", before=before, PATH=path_without(tmp_path, "apt-get"))
+    assert done.returncode == 3
+    *_, what, how = done.stderr.strip().splitlines()
+    assert "only on Debian and its kin" in what
+    assert how.strip().startswith(f"{command} ")
+    assert how.endswith(" && HVCT_SKIP_PACKAGES=1 ./hvct")
+    words = set(how.split())
+    if os.uname().machine == "x86_64":
+        assert some <= words
+    assert not {"musl-tools", "libvirt-dev", "fonts-dejavu-core"} & words, "Debian's names"
+    assert not any(word.startswith("aur/") for word in words)
+    assert ("&& yay -S umoci mmdebstrap &&" in how) == ("pacman" in command)
+
+
+def test_packages_are_listed_for_any_distribution(folder: Path) -> None:
+    """`./hvct packages FAMILY MACHINE` prints names, each once, and sets nothing up."""
+    for family, machine in (("debian", "x86_64"), ("fedora", "aarch64"), ("arch", "x86_64")):
+        done = start(folder, "packages", family, machine)
+        names = done.stdout.split()
+        assert done.returncode == 0 and len(names) == len(set(names)) > 20
+        assert all(re.fullmatch(r"(aur/)?[a-z0-9.+-]+", name) for name in names)
+    assert "qemu-system-arm" in start(folder, "packages", "debian", "aarch64").stdout.split()
+    assert not (folder / ".venv").exists() and not (folder / ".hvct").exists()
+
+
 def test_package_list_gives_a_reason_for_each_package() -> None:
-    """Each line names one package once and says what it is for."""
+    """Each line names one package once, in every family, and says what it is for."""
     lines = (CHECKOUT / "packages.txt").read_text().splitlines()
     named = [line for line in lines if line and line[0] not in "#["]
-    assert all(re.fullmatch(r"[a-z0-9.+-]+ +# \S.*", line) for line in named)
+    other = r"(?: (?:debian|fedora|arch)(?:-aarch64)?:(?:aur/)?[a-z0-9.+-]+)*"
+    assert all(re.fullmatch(rf"[a-z0-9.+-]+{other} +# \S.*", line) for line in named)
     names = [line.split()[0] for line in named]
     assert len(names) == len(set(names))
     assert set(groups()) == {"run", "test"}

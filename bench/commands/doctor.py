@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
-from bench.doctor import examine
+from bench.doctor import TRAPS, examine
 from bench.errors import HvctError
 from bench.model import Capability, Finding
 
@@ -38,6 +38,10 @@ def main(options: argparse.Namespace) -> int:
             "capabilities": store.jsonable(capabilities),
             "peers": store.jsonable(peers),
             "findings": store.jsonable(findings),
+            "checks": [
+                {"code": trap.code, "found": any(trap.code == item.code for item in findings)}
+                for trap in TRAPS
+            ],
         }
         print(json.dumps(document, indent=1))
         return 0 if usable else 3

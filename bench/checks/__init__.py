@@ -1,0 +1,1 @@
+"""What on a host stops a run or distorts its figures: traps read from files, and tries."""
