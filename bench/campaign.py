@@ -115,7 +115,8 @@ class Campaign:
     def slots(self) -> list[Slot]:
         """The whole schedule."""
         names = [workload.name for workload in self.plan.workloads]
-        return schedule.build(self.plan.arms, names, self.plan.blocks, self.plan.seed)
+        plan = self.plan
+        return schedule.of_plan(plan.experiment, plan.arms, names, plan.blocks, plan.seed)
 
     def total(self) -> int:
         """Number of trials in the plan."""

@@ -35,6 +35,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *restless(trials),
         *disturbed(trials, run["plan"].get("invalidation")),
         *shared_cpus(trials),
+        *noise_floor(run),
     ]
 
 
@@ -224,6 +225,37 @@ def shared_cpus(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             "probing takes time from what is probed, most from the arm that is slow to start",
             "give instances fewer CPUs than the host has",
         )
+
+
+def noise_floor(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """What an A/A calibration of this host says about the judged metrics, or that there is none."""
+    kept = run.get("calibration")
+    if not isinstance(kept, Mapping) or "floors" not in kept:
+        return  # of a version without calibration
+    judged = [tuple(entry) for entry in run["plan"].get("primary") or ()]
+    rows = [row for row in kept["floors"] if (row["metric"], row["workload"]) in judged]
+    if judged and not rows:
+        expired = "; ".join(map(str, kept.get("expired") or ()))
+        yield Finding(
+            "not-calibrated",
+            "info",
+            "the host's noise floor is not known for what is judged"
+            + (f": the calibration expired ({expired})" if expired else ""),
+            "no difference is held against what an arm shows against itself on this host",
+            "hvct calibrate measures it; it counts from the next run on",
+        )
+    margins = run["plan"].get("margins") or {}
+    for row in rows:
+        margin = margins.get(row["metric"], run["metrics"].get(row["metric"], {}).get("margin"))
+        if isinstance(margin, int | float) and row["floor"] > margin:
+            yield Finding(
+                "floor-above-margin",
+                "warning",
+                f"{row['arm']}, {row['metric']} of {row['workload']}: against itself it shows "
+                f"differences of {row['floor'] / margin:.1f} times the margin",
+                "nothing smaller than that can be called different, and nothing equivalent",
+                "make the host quieter and calibrate again, with more blocks",
+            )
 
 
 def _share(trials: Sequence[Mapping[str, Any]], name: str, bad: Any) -> dict[str, tuple[int, int]]:

@@ -37,8 +37,8 @@ def settings(run: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         **{name: plan[name] for name in FROM_PLAN if name in plan},
         "judged": judged,
-        "workloads": {item["name"]: _digest(item) for item in plan.get("workloads", ())},
-        "calibration": _digest(run["calibration"]) if run.get("calibration") else None,
+        "workloads": {item["name"]: digest(item) for item in plan.get("workloads", ())},
+        "calibration": digest(run["calibration"]) if run.get("calibration") else None,
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
@@ -47,7 +47,7 @@ def settings(run: Mapping[str, Any]) -> dict[str, Any]:
 def register(run: Mapping[str, Any]) -> dict[str, Any]:
     """What ``run.json`` keeps as ``registration``."""
     fixed = settings(run)
-    return {"digest": _digest(fixed), "settings": fixed}
+    return {"digest": digest(fixed), "settings": fixed}
 
 
 def mark(run: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def deviations(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> l
     if not isinstance(kept, Mapping) or not isinstance(kept.get("settings"), Mapping):
         return []
     found = list(_changed(kept["settings"], settings(run)))
-    if _digest(kept["settings"]) != kept.get("digest"):
+    if digest(kept["settings"]) != kept.get("digest"):
         found.append("the registered settings do not have the registered digest")
     own = mark(run)
     other = sum(trial.get("registration", own) != own for trial in trials)
@@ -86,6 +86,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,6 +12,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+AGAINST_ITSELF = "calibration"
+"""The experiment whose blocks hold every arm twice (`against_itself`)."""
+
+TWIN = "~2"
+"""Ends the name of a workload that is another one once more."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -43,6 +49,36 @@ def williams(count: int) -> list[list[int]]:
     if count % 2:
         rows += [row[::-1] for row in rows]
     return rows
+
+
+def of_plan(
+    experiment: str, arms: Sequence[str], workloads: Sequence[str], blocks: int, seed: int
+) -> list[Slot]:
+    """The schedule that belongs to an experiment."""
+    if experiment != AGAINST_ITSELF:
+        return build(arms, workloads, blocks, seed)
+    once = [name for name in workloads if not name.endswith(TWIN)]
+    return against_itself(arms, once, blocks, seed)
+
+
+def against_itself(
+    arms: Sequence[str], workloads: Sequence[str], blocks: int, seed: int
+) -> list[Slot]:
+    """Blocks in which every arm stands twice, the second time with the workload's twin.
+
+    Balanced over twice as many treatments, so that the two trials of an arm stand as often
+    before as after each other, and each after every arm.
+    """
+    twice = [f"{arm}{mark}" for arm in arms for mark in ("", TWIN)]
+    return [
+        Slot(
+            slot.block,
+            slot.position,
+            slot.workload + (TWIN if slot.arm.endswith(TWIN) else ""),
+            slot.arm.removesuffix(TWIN),
+        )
+        for slot in build(twice, workloads, blocks, seed)
+    ]
 
 
 def build(arms: Sequence[str], workloads: Sequence[str], blocks: int, seed: int) -> list[Slot]:

@@ -163,6 +163,7 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
         ("host", {}),
         ("identity", {}),
         ("descriptions", {}),
+        ("calibration", {}),
         ("capabilities", []),
         ("findings", []),
         ("receipts", []),
@@ -208,6 +209,10 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
                 _is(metric[key], float, f"{where}.{key}")
         if metric["scale"] not in {"ratio", "difference"}:
             raise _Wrong(f"{where}.scale is {metric['scale']!r}")
+    for n, row in enumerate(_is(record["calibration"].get("floors") or [], list, "floors")):
+        where = f"run.json: calibration.floors[{n}]"
+        for key, kind in (("metric", str), ("workload", str), ("arm", str), ("floor", float)):
+            _is(_is(row, dict, where).get(key), kind, f"{where}.{key}")
     for n, finding in enumerate(record["findings"]):
         _is(finding, dict, f"run.json: findings[{n}]")
     for n, capability in enumerate(record["capabilities"]):

@@ -140,6 +140,19 @@ class Values:
         return None
 
     @cached_property
+    def floors(self) -> dict[tuple[str, str, str], float]:
+        """(metric, workload, arm) → the noise floor that calibration found, as margins are."""
+        kept = self.run.record["calibration"].get("floors") or []
+        return {
+            (row["metric"], row["workload"], row["arm"]): max(0.0, float(row["floor"]))
+            for row in kept
+        }
+
+    def floor(self, group: Group, arms: tuple[str, str]) -> float:
+        """The larger floor of both arms; 0 where none is known."""
+        return max(self.floors.get((group.metric, group.workload, arm), 0.0) for arm in arms)
+
+    @cached_property
     def doubly_cached(self) -> set[str]:
         """Arms whose image is held twice by the page cache."""
         return set(doubly_cached(self.run.record))
@@ -230,6 +243,7 @@ def paired(
                 primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
                 refused_reason=reason,
+                floor=values.floor(group, (arm, baseline)),
                 errors=(values.error(group, arm), values.error(group, baseline)),
                 undecided_reason=_unattributed(values, group, (arm, baseline)),
                 elapsed=True

@@ -111,6 +111,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _compare(commands)
+    _calibrate(commands)
     _resume(commands)
     _run(commands, with_command)
     for add in (_doctor, _report, _archive, _list, _show, _image, _clean):
@@ -225,6 +226,39 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and how long it takes, run nothing"
     )
+    _measuring_options(parser)
+    _machine_options(parser)
+
+
+def _calibrate(commands: Commands) -> None:
+    parser = _command(
+        commands, "calibrate", "calibrate", "measure this host's noise: each arm against itself",
+        """
+hvct calibrate                          the quick suite's workloads
+hvct calibrate redis --arms container,process --blocks 20
+hvct calibrate --dry-run                how long, and what it cannot show
+hvct calibrate --show runs/20261124-calibration
+
+What it finds is kept until the host changes, and hvct compare uses it: a
+difference must exceed the noise floor, and where that exceeds the margin
+nothing is called equivalent. It never makes a verdict easier.
+""",
+    )  # fmt: skip
+    parser.add_argument(
+        "workload", nargs="*", metavar="WORKLOAD", help="of the quick suite; default: all"
+    )
+    parser.add_argument(
+        "--arms", metavar="A,B,…", help=f"of {', '.join(ARMS)}; default: {','.join(DEFAULT_ARMS)}"
+    )
+    parser.add_argument(
+        "--blocks", type=int, default=12, metavar="N", help="two trials of each arm; default: 12"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the order; default: a new one")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="run directory; default: runs/DATE-calibration"
+    )
+    parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
     _measuring_options(parser)
     _machine_options(parser)
 

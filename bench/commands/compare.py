@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import (
     arms,
+    calibration,
     estimate,
     host,
     journal,
@@ -229,18 +230,22 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "receipts": [],
         "descriptions": {},
     }
+    if chosen.experiment != schedule.AGAINST_ITSELF:
+        run["calibration"] = calibration.floors(run["host"], run["plan"]["workloads"], chosen.arms)
     return {**run, "registration": registration.register(run)}
 
 
 def measure(
     chosen: Plan, run: dict[str, Any], run_store: store.RunStore, options: argparse.Namespace
 ) -> int:
-    """Prepare, run what is not stored yet, report. Returns the exit code."""
+    """Prepare, run what is not stored yet, report or calibrate. Returns the exit code."""
     directory = run_store.directory
     told = sys.stderr if options.json else sys.stdout
     with open_progress(chosen, told, quiet=options.quiet) as progress:
         progress.banner("Host", host.summary_line())
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
+        if floor := floor_line(run):
+            progress.banner("Floor", floor)
         if fixed := registration.mark(run):
             progress.banner("Fixed", f"{fixed} stands for margins, judged metrics, blocks, rules")
         if getattr(options, "image_option", None):
@@ -261,11 +266,22 @@ def measure(
         return finish(directory, options)
 
 
+def floor_line(run: dict[str, Any]) -> str:
+    """What is known of the host's noise, for a run that uses it."""
+    kept = run.get("calibration")
+    if kept is None:
+        return ""
+    if kept["floors"]:
+        return f"noise of this host as calibrated {kept['created'][:10]}"
+    why = f" any more ({kept['expired'][0]})" if kept["expired"] else ""
+    return f"noise of this host not known{why}; hvct calibrate measures it"
+
+
 def remaining(chosen: Plan, directory: Path) -> list[Slot]:
     """What a run has still to measure; a block cut short is measured whole again."""
     complete = store.load(directory).complete_blocks()
     names = [workload.name for workload in chosen.workloads]
-    slots = schedule.build(chosen.arms, names, chosen.blocks, chosen.seed)
+    slots = schedule.of_plan(chosen.experiment, chosen.arms, names, chosen.blocks, chosen.seed)
     return [slot for slot in slots if slot.block not in complete]
 
 
@@ -277,8 +293,10 @@ def announce(chosen: Plan, directory: Path, left: Sequence[Slot] | None = None) 
 
 def finish(directory: Path, options: argparse.Namespace) -> int:
     """Report in the run directory, summary on the terminal, exit code from the outcomes."""
-    from bench.commands import report
+    from bench.commands import calibrate, report
 
+    if store.load(directory).run["plan"].get("experiment") == schedule.AGAINST_ITSELF:
+        return calibrate.finish(directory, options)
     try:
         if not options.no_report:
             report.write(directory, quiet=options.json)

@@ -1,0 +1,164 @@
+"""``hvct calibrate``: each arm against itself, and what this host can therefore show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import calibration, estimate, store, workloads
+from bench.arms import DEFAULT_ARMS
+from bench.commands import compare
+from bench.commands.rights import need_root
+from bench.model import Scale
+from bench.numbers import format_percent, format_value
+from bench.plan import Plan, default_primary
+from bench.stats.noise import SIZES, Noise
+
+MOST_LAG1 = 0.3
+"""A correlation above this is said; see bench.stats.order."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Plan, measure, keep, say."""
+    if options.show:
+        return show(options)
+    chosen = make_plan(options)
+    compare.check_against_host(chosen, options.kernel)
+    directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-calibration"
+    told = sys.stderr if options.json else sys.stdout
+    if not options.quiet:
+        for line in beforehand(chosen):
+            print(line, file=told)
+    if options.dry_run:
+        return 0
+    need_root()
+    with compare.alone(options.wait, directory):
+        run = compare.describe_run(chosen, directory, options)
+        run_store = store.RunStore.create(directory)
+        with compare.kept_if_begun(run_store):
+            run_store.write_run(run)
+            return compare.measure(chosen, run, run_store, options)
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """What the options ask for.
+
+    Raises:
+        BadInput: a workload or an arm is not one.
+    """
+    chosen = tuple(map(workloads.builtin, options.workload)) or workloads.quick_suite()
+    names = tuple(options.arms.split(",")) if options.arms else DEFAULT_ARMS
+    return calibration.plan_of(chosen, names, options.blocks, options.seed)
+
+
+def beforehand(chosen: Plan) -> list[str]:
+    """How long it takes, and what it cannot show in that time."""
+    count = len(chosen.workloads) // 2
+    trials = 2 * count * len(chosen.arms) * chosen.blocks
+    how_long = estimate.phrase(compare.expected_s(chosen))
+    return [
+        f"Each of {len(chosen.arms)} arms against itself, {count} "
+        f"workload{'' if count == 1 else 's'}, {chosen.blocks} blocks: {trials} trials, "
+        f"{how_long}.",
+        "It cannot show:",
+        *(f"  - {what}" for what in calibration.CANNOT_SHOW),
+    ]
+
+
+def finish(directory: Path, options: argparse.Namespace) -> int:
+    """Keep what was found, and say it."""
+    stored = store.load(directory)
+    found = calibration.noise(stored)
+    kept = calibration.keep(stored, found)
+    if options.json:
+        print(json.dumps(store.jsonable(found), indent=1))
+    elif not options.quiet:
+        console = Console(highlight=False)
+        tell(console, found)
+        console.print(
+            f"Kept in {kept} for hvct compare; all figures: "
+            f"hvct calibrate --show {shlex.quote(str(directory))} --json",
+            soft_wrap=True,
+        )
+    compare.raise_failures(stored.trials, directory)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """What a stored calibration found, without measuring."""
+    found = calibration.noise(store.load(options.show))
+    if options.json:
+        print(json.dumps(store.jsonable(found), indent=1))
+    else:
+        tell(Console(highlight=False), found)
+    return 0
+
+
+def tell(console: Console, found: Sequence[Noise]) -> None:
+    """The most telling metrics as a table, then what is wrong with any of them."""
+    chosen = {
+        name: default_primary([workload])
+        for name in dict.fromkeys(one.workload for one in found)
+        for workload in workloads.quick_suite()
+        if workload.name == name
+    }
+    rows = [
+        one
+        for one in found
+        if not chosen.get(one.workload) or (one.metric, one.workload) in chosen[one.workload]
+    ]
+    grid = Table(box=None, pad_edge=False, title_justify="left")
+    grid.add_column("against itself")
+    grid.add_column("floor", justify="right")
+    for n in SIZES:
+        grid.add_column(f"n = {n}", justify="right")
+    for one in rows:
+        sizes = (_size(one, one.detectable[n]) for n in SIZES)
+        grid.add_row(f"{one.arm} · {one.workload} · {one.metric}", _size(one, one.floor), *sizes)
+    console.print(grid)
+    console.print(
+        "floor: a difference up to this may be the host's alone · n: what so many blocks would "
+        "detect in 80 % of runs"
+    )
+    alarms = sum(one.false_alarm for one in found)
+    console.print(
+        f"{alarms} of {len(found)} intervals leave out nothing, which is true of all; "
+        f"about {len(found) / 20:.0f} are expected."
+    )
+    for line in remarks(rows):
+        console.print(line, soft_wrap=True)
+
+
+def remarks(rows: Sequence[Noise]) -> list[str]:
+    """What speaks against trusting blocks of this host, most telling metrics only."""
+    said = []
+    for one in rows:
+        label = f"{one.arm}, {one.metric} of {one.workload}"
+        if one.n < one.n_blocks:
+            said.append(f"{label}: {one.n_blocks - one.n} of {one.n_blocks} pairs have no value")
+        if abs(one.lag1) > MOST_LAG1 and one.n >= 1 / MOST_LAG1**2:
+            said.append(f"{label}: neighbouring blocks resemble each other (lag-1 {one.lag1:.2f})")
+        if one.position_p * len(rows) <= 0.05:
+            said.append(f"{label}: each place later in the block adds {_size(one, one.position)}")
+        said += [
+            f"{label}: after {item.arm} it is {_size(one, item.estimate)} more"
+            for item in one.follows
+            if item.shown
+        ]
+    return said
+
+
+def _size(one: Noise, value: float | None) -> str:
+    if value is None:
+        return "not known"
+    if one.scale is Scale.RATIO:
+        return format_percent(value)
+    return format_value(value, one.unit)
