@@ -38,6 +38,7 @@ ARMS: dict[str, Arm] = {
         Arm("crun", "crun", "the OCI runtime in C, crun run", peer=True),
         Arm("bwrap", "bwrap", "bubblewrap, given the same namespaces, capabilities and filter", peer=True),
         Arm("docker", "docker", "Docker, a private engine through its SDK", peer=True),
+        Arm("podman", "podman", "podman run, with runc and cgroupfs", peer=True),
         Arm("unshare", "unshare", "unshare of util-linux: namespaces and a root, no confinement", peer=True),
     )
 }  # fmt: skip

@@ -105,6 +105,7 @@ ARM_DECLARED: Mapping[str, frozenset[str]] = {
     # It unpacks the image into its own storage: the same content (digests must match), other
     # inodes; and its writable layer has no limit.
     "docker": frozenset({"program_inode", "writable_bytes", "writable_inodes"}),
+    "podman": frozenset({"rlimit"}),  # it lowers its own, and may not have the right to raise them
 }
 """Backend → what it cannot do identically, and that is said so: the only such table."""
 

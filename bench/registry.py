@@ -58,6 +58,12 @@ def _docker(context: RunContext, options: dict[str, Any]) -> Backend:
     return DockerBackend(context, **options)
 
 
+def _podman(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.podman import PodmanBackend
+
+    return PodmanBackend(context, **options)
+
+
 BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "vm": _vm,
     "container": _container,
@@ -67,6 +73,7 @@ BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "bwrap": _bwrap,
     "unshare": _unshare,
     "docker": _docker,
+    "podman": _podman,
 }
 
 

@@ -24,7 +24,7 @@ from bench.model import Event, Ids, Image, InstanceSpec, Limits, NetworkMode, Se
 pytestmark = pytest.mark.root
 ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"), ("A", "two words"))
 NUMBERS = iter(range(1, 100000))
-PEERS = ("runc", "bwrap", "unshare", "docker")
+PEERS = ("runc", "bwrap", "unshare", "docker", "podman")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,8 @@ def test_an_end_that_the_agent_cannot_tell(
         assert instance.wait(Event.STARTED, soon())
         assert instance.cgroup is not None  # type: ignore[attr-defined]
         for pid in instance.cgroup.pids():  # type: ignore[attr-defined]
-            os.kill(pid, 9)
+            if Path(f"/proc/{pid}/comm").read_text() != "conmon\n":  # podman waits for that one
+                os.kill(pid, 9)
         with pytest.raises(LaunchFailed, match=peer.name):
             instance.wait(Event.EXITED, soon())
 

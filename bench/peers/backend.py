@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -62,11 +62,13 @@ class Command:
         argv: the peer's program and its words.
         plan: what is put into the root file system first, see `connection.Layer`.
         files: name → content, written into the instance's folder.
+        env: variables of the peer's program, not of what it runs.
     """
 
     argv: tuple[str, ...]
     plan: tuple[tuple[str | int, ...], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class PeerBackend(ABC):
@@ -77,11 +79,13 @@ class PeerBackend(ABC):
         package: Debian's package that has it.
         own_group: it joins a control group by itself, and sets its limits; else our worker
             enters the instance's group before the peer's program is executed.
+        tidies_up: processes of its own are in the instance's group and must outlive the agent.
     """
 
     name: str
     package: ClassVar[str]
     own_group: ClassVar[bool]
+    tidies_up: ClassVar[bool] = False
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -129,6 +133,10 @@ class PeerBackend(ABC):
             folder: the instance's; its root file system will be at ``fs/root`` in it.
             group: the control group to join, below each hierarchy's mount; "" for none.
         """
+
+    def rlimits(self) -> Sequence[tuple[str, int, int]] | None:
+        """The workload's limits where the peer cannot grant those that every other arm has."""
+        return None
 
     def version_of(self, said: str) -> str:
         """The version in what ``--version`` prints first."""
@@ -242,7 +250,7 @@ class PeerBackend(ABC):
                 connection.start(
                     spec.id,
                     command.argv,
-                    {"PATH": PATH, RUN_VARIABLE: self.context.tag},
+                    {"PATH": PATH, RUN_VARIABLE: self.context.tag, **command.env},
                     descriptors=descriptors,
                     layer=Layer(
                         str(lower),
@@ -253,7 +261,7 @@ class PeerBackend(ABC):
                     join=cgroup.procs_files if cgroup and not self.own_group else (),
                 )
                 session = AgentSession(ours)
-                record = run_record(spec, seccomp=agent_filter(spec))
+                record = run_record(spec, seccomp=agent_filter(spec), rlimits=self.rlimits())
                 session.send_run(record)
                 program = connection.started(spec.id)
             undo.callback(self._undo, connection, program)
@@ -267,7 +275,8 @@ class PeerBackend(ABC):
                 record,
                 lambda: None,
                 lambda: "",
-                {
+                agent_first=self.tidies_up,
+                facts={
                     "program": self.name,
                     "command": list(command.argv),
                     "image_mount": path_taken,

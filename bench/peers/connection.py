@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,11 +135,8 @@ class Connection:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for folder in self.directory.glob("*"):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        with contextlib.suppress(OSError):
-            self.directory.rmdir()
+        # What was mounted there was so in the worker's namespace alone, which is gone.
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def alive(self) -> bool:

@@ -115,7 +115,7 @@ class DockerBackend(PeerBackend):
                 run_record(spec, seccomp=agent_filter(spec)),
                 asked.remove,
                 asked.trouble,
-                {
+                facts={
                     "program": self.name,
                     "storage": "overlay2, in memory",
                     "join": "cgroup.procs, by the engine's runtime",

@@ -35,6 +35,8 @@ class PeerInstance(AgentInstance):
         run: the RUN record, for an agent that has yet to connect.
         ended: what must be done with the peer to be rid of it, once everything in it is dead.
         failed: why the peer could not do it, "" while nothing is known.
+        agent_first: to end it the agent alone is ended, by its channel, so that the peer's own
+            processes can tidy up; the rest is killed only if that takes too long.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class PeerInstance(AgentInstance):
         ended: Callable[[], None],
         failed: Callable[[], str],
         facts: dict[str, object],
+        *,
+        agent_first: bool = False,
     ) -> None:
         super().__init__(spec, timeline, cgroup, None)
         self.accelerator = Accelerator()
@@ -58,6 +62,7 @@ class PeerInstance(AgentInstance):
         self._run = run
         self._ended, self._failed = ended, failed
         self._facts = facts
+        self._agent_first = agent_first
         self._oom_kills = 0
         self._listener: socket.socket | None = None
         if isinstance(channel, AgentSession):
@@ -174,12 +179,14 @@ class PeerInstance(AgentInstance):
     def _end(self) -> None:
         """Kill everything inside; the peer's program then ends by itself, and tidies up."""
         program = self.program
-        if self.cgroup:
+        if self.cgroup and not self._agent_first:
             self.cgroup.kill()
         if self._session is not None:
             self._session.close()  # the agent then kills everything it started, and ends
         if program is None:
             return
+        if self.cgroup and self._agent_first and not self._connection.ended(program, QUIT_LIMIT_S):
+            self.cgroup.kill()
         if not self._connection.ended(program, END_LIMIT_S if self.cgroup else QUIT_LIMIT_S):
             self._connection.kill(program)
             if not (self._connection.ended(program, END_LIMIT_S) or self._connection.dead):
