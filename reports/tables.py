@@ -198,7 +198,7 @@ class Tables:
             "slug": slug,
             "title": title,
             "text": FAMILY_TEXTS.get(family, ()),
-            "pictures": (f"forest-{family}", *FAMILY_PICTURES.get(family, ())),
+            "pictures": (*FAMILY_PICTURES.get(family, ()), f"forest-{family}"),
             "rows": groups,
             "caption": "Each arm: median, below it the order-statistic interval of the median. "
             "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n. "
