@@ -1,8 +1,8 @@
 """How a container is confined: Docker's defaults where they mean something here.
 
-Two deliberate differences, both in the direction of less: CAP_MKNOD is dropped, because
-there is no device control group that would make it harmless, and no_new_privs is set,
-because the filter is loaded after CAP_SYS_ADMIN is gone.
+Two deliberate differences, both in the direction of less: CAP_MKNOD is dropped (see
+`bench.agent.launch_record`), and no_new_privs is set, because the filter is loaded after
+CAP_SYS_ADMIN is gone. What that is worth beside Docker's is in docs/security.md.
 """
 
 from __future__ import annotations
@@ -10,26 +10,10 @@ from __future__ import annotations
 import os
 from functools import cache
 
+from bench.agent.launch_record import CAPABILITY_MASK
 from bench.agent.seccomp import seccomp_program
 from ct import steps
 from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Step
-
-CAPABILITIES = {
-    "CHOWN": 0,
-    "DAC_OVERRIDE": 1,
-    "FOWNER": 3,
-    "FSETID": 4,
-    "KILL": 5,
-    "SETGID": 6,
-    "SETUID": 7,
-    "SETPCAP": 8,
-    "NET_BIND_SERVICE": 10,
-    "NET_RAW": 13,
-    "SYS_CHROOT": 18,
-    "AUDIT_WRITE": 29,
-    "SETFCAP": 31,
-}
-CAPABILITY_MASK = sum(1 << number for number in CAPABILITIES.values())
 
 MASKED = (
     "/proc/acpi",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import Engine, missing, private_engine
 
 from bench.agent import build
 from bench.agent.session import AgentSession, run_record
@@ -57,6 +58,15 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", room, source])
     (built,) = room.glob("hvct-*.whl")
     return built
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Engine]:
+    """A Docker engine of the session's own."""
+    if reason := missing():
+        pytest.skip(reason)
+    with private_engine() as engine:
+        yield engine
 
 
 class Agents:

@@ -1,7 +1,7 @@
 """The same images and commands by Docker and by hvct: what is asked, and how each is run.
 
-Docker runs with ``--init``: the agent is PID 1 of a container of ours, as docker-init is of
-such a one of Docker's.
+Docker runs with ``--init`` where it makes a difference: the agent is PID 1 of a container of
+ours, as docker-init then is of one of Docker's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import dataclasses
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from bench.context import RunContext
 from bench.errors import LaunchFailed
 from bench.image import store
 from bench.image.busybox import find_busybox, populate
-from bench.model import Event, Image, OutputMode
+from bench.model import Event, Image, InstanceSpec, OutputMode
 
 NUMBERS = count(1)
 SHELL = ["/bin/sh", "-c"]
@@ -44,15 +44,16 @@ facet 'host name'; hostname
 facet /etc/hosts; cat /etc/hosts
 facet /etc/resolv.conf; cat /etc/resolv.conf
 facet 'standard input'; readlink /proc/$$/fd/0 | sed 's/[0-9][0-9]*/N/'
-facet 'open descriptors'; for fd in /proc/$$/fd/*; do echo "${fd##*/}"; done | grep -v '^1.$'
+facet 'open descriptors'; ls /proc/$$/fd
 facet 'signal state'; grep -E '^Sig(Blk|Ign)' /proc/$$/status
 facet capabilities; grep ^Cap /proc/$$/status
 facet no_new_privs; grep ^NoNewPrivs /proc/$$/status
 facet seccomp; grep ^Seccomp: /proc/$$/status
-facet priority; nice; cat /proc/$$/oom_score_adj
-facet limits; cat /proc/$$/limits
+facet priority; cut -d' ' -f19 /proc/$$/stat; cat /proc/$$/oom_score_adj
+facet limits; sed 's/  */ /g' /proc/$$/limits
 facet devices; cd /dev; stat -c '%N %F %a %t:%T' * | grep -v '^core'
-facet 'kernel file systems'; grep -E '^[^ ]+ /(proc|sys|dev)( |/(shm|pts|mqueue) )' /proc/mounts
+facet 'kernel file systems'
+grep -E '^[^ ]+ /(proc|sys|dev)( |/(shm|pts|mqueue) )' /proc/mounts | sed s/,inode64// | sort
 facet '/dev/shm'; df -k /dev/shm | tail -n 1
 facet interfaces; for link in /sys/class/net/*; do echo "${link##*/} $(cat $link/flags)"; done
 facet 'process 1'; cat /proc/1/comm
@@ -61,7 +62,11 @@ facet 'can write'
 for path in / /tmp /srv/app /data /run /srv; do
     (: > $path/probe) 2>/dev/null && echo "$path" && rm $path/probe
 done
-facet 'mode of new files'; cd /tmp; umask 022; : > probe; stat -c '%u:%g %a' probe; rm probe
+facet 'mode of new files'; cd /tmp; : > probe; stat -c '%u:%g %a' probe; rm probe
+[ "$word" = wait ] || exit 0
+trap 'echo stopped; exit 7' TERM
+facet stop; echo ready
+while :; do sleep 0.05; done
 """
 
 ODD = [
@@ -140,13 +145,13 @@ def make_images(space: Path, engine: Engine) -> dict[str, Image]:
 
 @dataclass(frozen=True)
 class Case:
-    """One command: image, options that both know, and what is fed to it."""
+    """One command: image, what follows it, options that both know, and what is fed to it."""
 
     image: str
     command: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     stdin: bytes = b""
-    differs: dict[str, str] = field(default_factory=dict)
+    init: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,18 @@ class Answer:
 
 def by_docker(engine: Engine, image: Image, case: Case) -> Answer:
     """Run it as `docker run` does."""
-    fixed = ("--rm", "--init", "--network=none", "--hostname=hvct")
-    done = engine.docker("run", *fixed, *case.options, image.name, *case.command, stdin=case.stdin)
+    argv = ("run", "--rm", *docker_options(case), image.name, *case.command)
+    done = engine.docker(*argv, stdin=case.stdin)
     return Answer(done.stdout, done.stderr, done.returncode)
 
 
-def specification(context: RunContext, image: Image, case: Case, **changes: Any) -> Any:
+def docker_options(case: Case) -> tuple[str, ...]:
+    """The case's options, and what makes the two comparable at all."""
+    fixed = ("--network=none", "--hostname=hvct", *(("--init",) if case.init else ()))
+    return (*fixed, *case.options)
+
+
+def specification(context: RunContext, image: Image, case: Case, **changes: Any) -> InstanceSpec:
     """What `hvct run` makes of the same command line."""
     options = arguments.parse(["run", *case.options, image.name, "--", *case.command])
     made = spec.make(make_workload(options, image), image, context, next(NUMBERS))

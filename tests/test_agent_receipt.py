@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.agent.launch_record import DEFAULT_CAPABILITIES, workload_rlimits
+from bench.agent.launch_record import CAPABILITY_MASK, workload_rlimits
 from bench.agent.session import AgentSession, run_record
 from bench.identity import FIELDS, FieldClass, derived
 from bench.model import Event, Ids, Image, ImageConfig, InstanceSpec, ReceiptLevel, Security
@@ -115,7 +115,7 @@ def test_confinement_is_in_force(receipt: Callable[..., Receipt]) -> None:
     text = "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | cut -f2 >&2"
     got = receipt(argv=("sh", "-c", text), security=Security.SAME, seccomp=allow_all)
     assert got["cap_effective"] == got["cap_bounding"]
-    assert int(got["cap_effective"], 16) == DEFAULT_CAPABILITIES
+    assert int(got["cap_effective"], 16) == CAPABILITY_MASK
     assert (got["no_new_privs"], got["seccomp"]) == ("1", "2")
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.agent.launch_record import CAPABILITY_MASK
 from bench.agent.seccomp import NAMESPACE_FLAGS, seccomp_program
 from bench.context import RunContext
 from bench.errors import Refused
 from bench.model import Address, Image, InstanceSpec, Limits, NetworkMode, Security
-from ct import network, security, steps
+from ct import network, steps
 from ct.backend import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, ContainerBackend
 from ct.process import ProcessBackend
 from ct.rootfs import Lower
@@ -106,7 +107,7 @@ def test_filter_is_small_and_built_once() -> None:
 
 def test_capabilities_are_the_usual_ones_without_mknod() -> None:
     """Docker's default set less MKNOD: there is no device control group behind it."""
-    assert security.CAPABILITY_MASK == 0xA80425FB & ~(1 << 27)
+    assert CAPABILITY_MASK == 0xA80425FB & ~(1 << 27)
 
 
 def test_a_step_describes_itself_on_one_line() -> None:

@@ -107,6 +107,17 @@ class ClockMapping:
         return replace(self, error_ns=error_ns, rate=1.0 + moved_ns / span_ns)
 
 
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+
+
+class NotExecuted(LaunchFailed):
+    """The workload's program cannot be executed: the exit status is a shell's for it."""
+
+    def __init__(self, status: int, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.exit_code = status
+
+
 def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
     """The agent's ERROR as one line and a hint."""
     step, message = pairs.get("step", "?"), pairs.get("message", "")
@@ -114,19 +125,24 @@ def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
     reason = os.strerror(number)
     name = argv0 or message
     if step == "exec" and number == 2 and message == name and "/" not in name:
-        return LaunchFailed(f"{name}: not found in the image's PATH", "check the command's name")
+        return NotExecuted(
+            NOT_FOUND, f"{name}: not found in the image's PATH", "check the command's name"
+        )
     if step == "exec" and number == 2:
-        return LaunchFailed(
+        return NotExecuted(
+            NOT_FOUND,
             f"{message}: not found in the image, or its interpreter is missing",
             "check the path, and the loader or first line of the program",
         )
     if step == "exec" and number == 13:
-        return LaunchFailed(
+        return NotExecuted(
+            NOT_EXECUTABLE,
             f"{message}: permission denied: not executable",
             "give it execute permission in the image, for the user it runs as",
         )
     if step == "exec" and number == 8:
-        return LaunchFailed(
+        return NotExecuted(
+            NOT_EXECUTABLE,
             f"{message}: not a program this CPU runs",
             "a script needs a #! line; a binary must be for this architecture",
         )

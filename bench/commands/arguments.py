@@ -288,8 +288,9 @@ hvct run --timeline busybox -- true             what the launch took
 tar c . | hvct run -i busybox -- sh -c 'tar x -C /tmp; ls /tmp'
 
 Without a command the image's own is run. The exit status is the command's,
-128 + N when signal N ended it; 1 when it could not be started, 2 and 3 as for
-every command. Whatever the instance wrote is gone when it has ended.
+128 + N when signal N ended it, 127 when its program is not there and 126 when it
+may not be executed; 1 when it could not be started for another reason, 2 and 3 as
+for every command. Whatever the instance wrote is gone when it has ended.
 """,
     )  # fmt: skip
     parser.usage = "hvct run [OPTION…] IMAGE [--] [CMD…]"
