@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.agent.launch_record import DEFAULT_CAPABILITIES
+from bench.agent.launch_record import CAPABILITY_MASK
 from bench.agent.seccomp import DENIED, NAMESPACE_FLAGS
 from bench.context import RUN_VARIABLE
 from bench.errors import HvctError
@@ -73,7 +73,7 @@ def bundle_of(spec: InstanceSpec, folder: Path, group: str, tag: str) -> dict[st
     """The OCI configuration of an instance."""
     same = spec.security is Security.SAME
     capabilities = capability_names(
-        (DEFAULT_CAPABILITIES if same else CONTAINER_CAPABILITIES) & held()
+        (CAPABILITY_MASK if same else CONTAINER_CAPABILITIES) & held()
     )
     linux: dict[str, Any] = {
         "cgroupsPath": group,
