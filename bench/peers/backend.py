@@ -48,8 +48,6 @@ AGENT = ("/proc/self/fd/4", "--channel=3")
 BOX = "box"
 """The group that a peer makes for itself, below the instance's own, which stays to be read."""
 
-CONTAINER_CAPABILITIES = 0xA00425FB
-"""What peers leave a container: engines' default without MKNOD, as our own containers have it."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -8,9 +8,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.agent.launch_record import CAPABILITY_MASK
 from bench.agent.seccomp import seccomp_program
 from bench.model import InstanceSpec, Security
-from bench.peers.backend import AGENT, CONTAINER_CAPABILITIES, Command, PeerBackend, hosts_of
+from bench.peers.backend import AGENT, Command, PeerBackend, hosts_of
 from bench.peers.capabilities import capability_names, held
 
 FILTER = 5  # the descriptor after channel and agent
@@ -32,7 +33,7 @@ class BubblewrapBackend(PeerBackend):
         words += ["--perms", "1777", "--size", str(spec.limits.shm_bytes), "--tmpfs", "/dev/shm"]
         if spec.security is not Security.SAME:
             words += ["--cap-drop", "ALL"]
-            for name in capability_names(CONTAINER_CAPABILITIES & held()):
+            for name in capability_names(CAPABILITY_MASK & held()):
                 words += ["--cap-add", name]
             words += ["--seccomp", str(FILTER)]
         return Command(

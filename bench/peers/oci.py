@@ -13,7 +13,6 @@ from bench.errors import HvctError
 from bench.model import InstanceSpec, Security
 from bench.peers.backend import (
     AGENT,
-    CONTAINER_CAPABILITIES,
     PATH,
     Command,
     PeerBackend,
@@ -72,9 +71,7 @@ class CrunBackend(OciBackend):
 def bundle_of(spec: InstanceSpec, folder: Path, group: str, tag: str) -> dict[str, Any]:
     """The OCI configuration of an instance."""
     same = spec.security is Security.SAME
-    capabilities = capability_names(
-        (CAPABILITY_MASK if same else CONTAINER_CAPABILITIES) & held()
-    )
+    capabilities = capability_names(CAPABILITY_MASK & held())
     linux: dict[str, Any] = {
         "cgroupsPath": group,
         "namespaces": [{"type": kind} for kind in NAMESPACES],
