@@ -66,6 +66,8 @@ class LauncherInstance(AgentInstance):
             if event not in self.timeline.marks_ns:
                 stamp = self._session.host_stamp(event)
                 if stamp is not None:
+                    if stamp[0] < self.launched.accepted_ns:
+                        raise LaunchFailed(f"the instance says it was {event} before its launch")
                     self.timeline.mark(event, *stamp)
 
     def _explain(self, failure: LaunchFailed) -> LaunchFailed:

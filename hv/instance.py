@@ -113,18 +113,21 @@ class VmInstance(AgentInstance):
         except LaunchFailed as failure:
             raise self._explain(failure) from failure
         marks, resolution = self.timeline.marks_ns, self.timeline.resolution_ns
+        spawned = marks.get(Event.SPAWNED, 0)
         late = 0
         for event in AGENT_EVENTS:
             if event in session.events:
                 mapped = mapping.host_ns(session.events[event])
                 late = max(late, mapped - session.received[event])
                 marks[event] = min(mapped, session.received[event])
-        spawned = marks.get(Event.SPAWNED, 0)
         early = max(
             0,
             spawned
             - min(mapping.boot_zero_ns - late, *(marks[e] for e in AGENT_EVENTS if e in marks)),
         )
+        for event in AGENT_EVENTS:  # a guest may say anything about its clock
+            if event in marks:
+                marks[event] = max(spawned, marks[event])
         error_ns = mapping.error_ns + late + early
         marks[Event.KERNEL] = max(spawned, mapping.boot_zero_ns - late)
         self._facts["clock_rate"] = mapping.rate

@@ -12,6 +12,7 @@ from bench.errors import LaunchFailed
 
 FRAME_MAX = 1 << 20
 STDIN_WINDOW = 1 << 16
+STAMP_MOST = 1 << 60  # ns, 36 years: no clock that counts from boot has more
 _HEADER = struct.Struct("<B3xI")
 
 
@@ -64,6 +65,19 @@ def unpack(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
             yield kind, bytes(buffer[start - length : start])
     finally:
         del buffer[:start]
+
+
+def number(fields: Mapping[str, str], key: str, least: int = 0, most: int = STAMP_MOST) -> int:
+    """A number of a record: what a hostile guest sends must not overflow anything later.
+
+    Raises:
+        KeyError: it is not there.
+        ValueError: it is none, or out of bounds.
+    """
+    value = int(fields[key])
+    if not least <= value <= most:
+        raise ValueError(f"{key} is out of bounds")
+    return value
 
 
 @dataclass(frozen=True)
@@ -121,26 +135,26 @@ class NotExecuted(LaunchFailed):
 def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
     """The agent's ERROR as one line and a hint."""
     step, message = pairs.get("step", "?"), pairs.get("message", "")
-    number = int(pairs.get("errno", "0"))
-    reason = os.strerror(number)
+    errno = number(pairs, "errno", most=4095) if "errno" in pairs else 0
+    reason = os.strerror(errno)
     name = argv0 or message
-    if step == "exec" and number == 2 and message == name and "/" not in name:
+    if step == "exec" and errno == 2 and message == name and "/" not in name:
         return NotExecuted(
             NOT_FOUND, f"{name}: not found in the image's PATH", "check the command's name"
         )
-    if step == "exec" and number == 2:
+    if step == "exec" and errno == 2:
         return NotExecuted(
             NOT_FOUND,
             f"{message}: not found in the image, or its interpreter is missing",
             "check the path, and the loader or first line of the program",
         )
-    if step == "exec" and number == 13:
+    if step == "exec" and errno == 13:
         return NotExecuted(
             NOT_EXECUTABLE,
             f"{message}: permission denied: not executable",
             "give it execute permission in the image, for the user it runs as",
         )
-    if step == "exec" and number == 8:
+    if step == "exec" and errno == 8:
         return NotExecuted(
             NOT_EXECUTABLE,
             f"{message}: not a program this CPU runs",

@@ -22,6 +22,7 @@ from bench.agent.frames import (
     ClockMapping,
     Frame,
     launch_error,
+    number,
     pack,
     unpack,
 )
@@ -35,6 +36,13 @@ LIST_KEYS = frozenset({"arg", "env", "group", "rlimit", "setting", "vulnerabilit
 """Receipt keys that are lists even with one element, or none."""
 
 KILL_LIMIT_NS = 10_000_000_000  # from EXEC_KILL to the news that it has ended
+
+# What a hostile instance may make us keep; all of it is far above what an honest one sends.
+OUTPUT_MOST_BYTES = 256 << 20
+FILE_MOST_BYTES = 512 << 20
+RECEIPT_MOST_BYTES = 8 << 20
+EVENTS_MOST = 32
+AFTER_START = frozenset({"listening", "ended", "exited"})
 
 OutputCallback = Callable[[str, bytes, int], None]
 """Called with ("stdout" or "stderr", data, host stamp in ns) for each piece of output."""
@@ -89,10 +97,12 @@ class AgentSession:
         self._stdin_credit = STDIN_WINDOW
         self._stdin_ends = False
         self._argv0 = ""
+        self._token = ""  # of the ping that waits for its answer
+        self._receipt_bytes = 0
         self._pongs: dict[str, tuple[int, int, int]] = {}
         self._anchor: ClockMapping | None = None  # the first ping-pong
         self._file = bytearray()
-        self._file_end: dict[str, str] | None = None
+        self._file_end: int | None = None  # an errno, 0 when all of it came
         self._ended_execution: Callable[[Execution], None] | None = None
         self._mapping: ClockMapping | None = ClockMapping() if shared_clock else None
 
@@ -228,6 +238,7 @@ class AgentSession:
             try:
                 self._dispatch(kind, payload, now)
             except (KeyError, ValueError) as error:
+                self.close()  # what it says from now on is not listened to
                 raise LaunchFailed(f"the agent sent a malformed record (type {kind})") from error
 
     def _dispatch(self, kind: int, payload: bytes, now: int) -> None:
@@ -235,41 +246,51 @@ class AgentSession:
             name = "stdout" if kind == Frame.STDOUT else "stderr"
             if self.keep_output:
                 self._output[name] += payload
+                if sum(map(len, self._output.values())) > OUTPUT_MOST_BYTES:
+                    raise self._too_much("output", OUTPUT_MOST_BYTES)
             if self.on_output:
                 self.on_output(name, payload, now)
             return
         if kind == Frame.FILE:
             self._file += payload
+            if len(self._file) > FILE_MOST_BYTES:
+                raise self._too_much("content of a file", FILE_MOST_BYTES)
             return
         pairs = record.decode(payload)
         if kind == Frame.RECEIPT:
+            self._receipt_bytes += len(payload)
+            if self._receipt_bytes > RECEIPT_MOST_BYTES:
+                raise self._too_much("receipts", RECEIPT_MOST_BYTES)
             self._add_receipt(pairs)
             return
         fields = dict(pairs)
         if kind == Frame.HELLO:
             self.hello = fields
-            self._note("init", int(fields["monotonic_ns"]), now)
+            self._note("init", number(fields, "monotonic_ns"), now)
         elif kind == Frame.EVENT:
-            self._note(fields["name"], stamp := int(fields["monotonic_ns"]), now)
-            self.doubt.setdefault(fields["name"], stamp - int(fields.get("since_ns", stamp)))
+            stamp = number(fields, "monotonic_ns")
+            since = number(fields, "since_ns", most=stamp) if "since_ns" in fields else stamp
+            self._note(fields["name"], stamp, now)
+            self.doubt.setdefault(fields["name"], stamp - since)
         elif kind == Frame.EXIT:
             self.exit = ExitStatus(
-                code=int(fields["code"]) if "code" in fields else None,
-                signal=int(fields["signal"]) if "signal" in fields else None,
-                user_s=int(fields["user_us"]) / 1e6,
-                system_s=int(fields["system_us"]) / 1e6,
-                max_rss_bytes=int(fields["max_rss_kib"]) * 1024,
+                code=number(fields, "code", most=255) if "code" in fields else None,
+                signal=number(fields, "signal", 1, 64) if "signal" in fields else None,
+                user_s=number(fields, "user_us") / 1e6,
+                system_s=number(fields, "system_us") / 1e6,
+                max_rss_bytes=number(fields, "max_rss_kib") * 1024,
             )
-            self._note("exited", int(fields["monotonic_ns"]), now)
+            self._note("exited", number(fields, "monotonic_ns"), now)
         elif kind == Frame.PONG:
-            stamps = int(fields["monotonic_ns"]), int(fields["boottime_ns"])
-            self._pongs[fields["token"]] = (now, *stamps)
+            stamps = number(fields, "monotonic_ns"), number(fields, "boottime_ns")
+            if fields["token"] == self._token:
+                self._pongs[self._token] = (now, *stamps)
         elif kind == Frame.ERROR:
             self.error = launch_error(fields, self._argv0)
         elif kind == Frame.FILE_END:
-            self._file_end = fields
+            self._file_end = number(fields, "errno", most=4095) if "errno" in fields else 0
         elif kind == Frame.EXEC_DONE:
-            code = int(fields["code"]) if "code" in fields else None
+            code = number(fields, "code", most=255) if "code" in fields else None
             said = fields["output"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if "step" in fields:
                 said = launch_error(fields, fields["message"]).message
@@ -277,12 +298,29 @@ class AgentSession:
                 raise LaunchFailed("the agent reports a command that nobody ran")
             self._ended_execution(Execution(code, said, now))
         elif kind == Frame.CREDIT:
-            self._stdin_credit += int(fields["bytes"])
+            self._stdin_credit += number(fields, "bytes", most=STDIN_WINDOW - self._stdin_credit)
             self._feed_stdin()
         else:
             raise LaunchFailed(f"the agent sent a frame of unknown type {kind}")
 
+    def _too_much(self, what: str, most_bytes: int) -> LaunchFailed:
+        self.close()
+        return LaunchFailed(
+            f"the instance sent more than {most_bytes >> 20} MiB of {what}",
+            "what runs in it is not to be trusted, or does not keep to its limits",
+        )
+
     def _note(self, name: str, stamp_ns: int, now: int) -> None:
+        """Keep an event's first stamp.
+
+        Raises:
+            ValueError: it is one event too many, or cannot have happened then.
+        """
+        earliest = self.events.get("started" if name in AFTER_START else "init", 0)
+        if len(self.events) >= EVENTS_MOST or stamp_ns < earliest:
+            raise ValueError("an event out of order")
+        if self._shared_clock and stamp_ns > now:
+            raise ValueError("an event of the future")
         self.events.setdefault(name, stamp_ns)
         self.received.setdefault(name, now)
 
@@ -353,9 +391,10 @@ class AgentSession:
             return ClockMapping()
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         best_ns, mapping = 1 << 62, ClockMapping()
-        for number in range(count):
-            token = f"p{number}"
+        for turn in range(count):
+            token = f"p{turn}"
             self._pongs.pop(token, None)
+            self._token = token
             sent = time.monotonic_ns()
             self._send(Frame.PING, record.encode([("token", token)]))
             self._await(lambda token=token: token in self._pongs, deadline_ns, "a ping")  # type: ignore[misc]
@@ -406,8 +445,8 @@ class AgentSession:
     def _fetched(self, path: str) -> bytes:
         data = bytes(self._file)
         self._file.clear()
-        if number := int((self._file_end or {}).get("errno", "0")):
-            raise HvctError(f"{path} cannot be read in the instance: {os.strerror(number)}")
+        if self._file_end:
+            raise HvctError(f"{path} cannot be read in the instance: {os.strerror(self._file_end)}")
         return data
 
     def stop(self, number: int = signals.SIGTERM, grace_s: float = 10.0) -> None:
