@@ -38,7 +38,10 @@ def lines(
         for name in (arm, baseline):
             won = [c for c in mine if _winner(c, metrics) == name]
             if won:
-                made.append(f"The {_name(name)} is better in {_some(won, metrics, workloads)}.")
+                made.append(
+                    f"The {_name(name)} is better in {_some(won, metrics, workloads)}; each figure "
+                    f"is {_name(arm)} ÷ {_name(baseline)}, or minus."
+                )
         either = [c for c in mine if c.verdict in EITHER]
         if either:
             made.append(

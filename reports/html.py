@@ -85,13 +85,15 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "metrics": list(metrics.values()),
         "joint": _joint(data),
         "joint_picture": _picture(joint, runs[0]["prefix"], for_print=for_print) if joint else None,
+        "agreement": data.agreement,
         "likeness": data.likeness,
         "source": wording.listing([f"run {run.id}" for run in data.runs]),
     }
 
 
 def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    entries = []
+    """Every section; with several runs, those of one stand under its name."""
+    entries: list[dict[str, str]] = []
     if len(runs) > 1:
         entries += [{"id": "joint", "title": "The runs"},
                     {"id": "joint-results", "title": "The same questions, run by run"}]  # fmt: skip
@@ -99,28 +101,20 @@ def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         prefix = run["prefix"]
         if len(runs) > 1:
             entries.append({"id": f"{prefix}top", "title": f"Run {run['id']}"})
-        entries.append({"id": f"{prefix}results", "title": "Results at a glance"})
-        entries += [
-            {"id": f"{prefix}{family['slug']}", "title": family["title"]}
-            for family in run["family_sections"]
+        own = [("results", "Results at a glance")]
+        own += [(family["slug"], family["title"]) for family in run["family_sections"]]
+        own += [
+            ("identity", "Was it the same work?"),
+            ("trials", "Trials, and those that failed"),
+            ("disturbances", "What disturbed it"),
+            ("threats", "What could make it wrong"),
+            ("gaps", "What this run does not show"),
+            *([("published", "Published figures beside ours")] if run["shows_published"] else []),
+            ("setup", "Host, arms and rules"),
+            ("reproduce", "Reproduce this"),
         ]
-        entries += [
-            {"id": prefix + slug, "title": title}
-            for slug, title in (
-                ("identity", "Was it the same work?"),
-                ("trials", "Trials, and those that failed"),
-                ("disturbances", "What disturbed it"),
-                ("threats", "What could make it wrong"),
-                ("gaps", "What this run does not show"),
-                *(
-                    [("published", "Published figures beside ours")]
-                    if run["shows_published"]
-                    else []
-                ),
-                ("setup", "Host, arms and rules"),
-                ("reproduce", "Reproduce this"),
-            )
-        ]
+        level = "under" if prefix else ""
+        entries += [{"id": prefix + slug, "title": title, "level": level} for slug, title in own]
     return [
         *entries,
         {"id": "method", "title": "Method"},

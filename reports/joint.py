@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from bench.numbers import RATIO_UNIT, format_value
 from bench.stats.verdict import Verdict
 from reports.model import Comparison, JointCell, JointRow, RunReport
-from reports.wording import listing
+from reports.wording import count, listing
+
+_JUDGED = (Verdict.DIFFERENT, Verdict.EQUIVALENT, Verdict.DETECTABLE_INSIDE_MARGIN)
 
 
 def rows(runs: Sequence[RunReport]) -> tuple[JointRow, ...]:
@@ -38,6 +40,26 @@ def rows(runs: Sequence[RunReport]) -> tuple[JointRow, ...]:
             )
         )  # fmt: skip
     return tuple(sorted(made, key=lambda row: (row.arm, row.baseline)))
+
+
+def agreement(rows: Sequence[JointRow], runs: int) -> str:
+    """One sentence about all rows: how many were judged in every run, and with one verdict."""
+    if runs < 2:
+        return ""
+    if not rows:
+        return "They have no primary question in common."
+    judged = [
+        row
+        for row in rows
+        if all(cell.verdict in _JUDGED for cell in row.cells) and "contradict" not in row.summary
+    ]
+    alike = [row for row in judged if len({cell.verdict for cell in row.cells}) == 1]
+    against = [row.title for row in rows if "contradict" in row.summary]
+    text = (
+        f"Of {count(len(rows), 'question')} that they share, {len(judged)} got a verdict in every "
+        f"run, {len(alike)} the same one."
+    )
+    return text + (f" They contradict each other about {listing(against)}." if against else "")
 
 
 def _cell(run: RunReport, row: Comparison | None) -> JointCell:

@@ -366,6 +366,7 @@ class ReportData:
     title: str
     runs: tuple[RunReport, ...]
     joint: tuple[JointRow, ...]
+    agreement: str
     likeness: tuple[str, ...]
     method: tuple[tuple[str, str], ...]
     glossary: tuple[tuple[str, str], ...]

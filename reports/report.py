@@ -128,11 +128,13 @@ def _read(run_dirs: Sequence[Path]) -> list[Run]:
 def _data(runs: Sequence[Run]) -> ReportData:
     first_lines = itertools.accumulate((len(run.samples) for run in runs), initial=2)
     made = tuple(analyse(run, line) for run, line in zip(runs, first_lines, strict=False))
+    rows = joint.rows(made)
     names = " and ".join(run.id for run in made)
     return ReportData(
         title=f"hvct report: {names}",
         runs=made,
-        joint=joint.rows(made),
+        joint=rows,
+        agreement=joint.agreement(rows, len(made)),
         likeness=joint.likeness(made),
         method=METHOD,
         glossary=GLOSSARY,
