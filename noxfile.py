@@ -7,6 +7,7 @@ the same packages a second time would cost minutes and test nothing more. Only
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -124,4 +125,14 @@ def simulation(session: nox.Session) -> None:
     """Compute docs/method.md's table anew: what the statistics do with data of known truth."""
     session.run(
         sys.executable, "tests/simulation.py", "docs/method.md", env={"PYTHONPATH": str(ROOT)}
+    )  # fmt: skip
+
+
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Kill, cut and fill at random: hundreds of rounds, with virtual machines (hours)."""
+    asked = {"HVCT_CHAOS_ROUNDS": "300", "HVCT_CHAOS_MACHINES": "1"}
+    env = {name: os.environ.get(name, value) for name, value in asked.items()}
+    session.run(
+        sys.executable, "-m", "pytest", "tests/test_faults_chaos.py", *session.posargs, env=env
     )  # fmt: skip

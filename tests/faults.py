@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from bench import cleanup, journal
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, runtime_root
@@ -24,6 +26,22 @@ GONE_S = 5.0  # everything of a dead run is gone by then
 
 PRIVATE = "mount --make-rprivate / && "
 """Begins a script for `hidden`: its mounts are seen by nobody else."""
+
+
+BLOCKS = 6  # fewer could not reach any verdict
+
+PLAN = """
+blocks = {blocks}
+arms = {arms}
+seed = 4
+[[workload]]
+name = "w"
+image = "busybox"
+argv = ["sh", "-c", "echo x; sleep {sleep_s}"]
+[[primary]]
+metric = "startup_started"
+workload = "w"
+"""
 
 
 @dataclass(frozen=True)
@@ -94,10 +112,11 @@ def _text(data: bytes) -> str:
 class Harness:
     """An hvct that is still running, with everything of its that is on the host."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> None:
         # A session of its own, so that a Ctrl-C can be sent as a terminal sends it: to all.
         self.process = subprocess.Popen(
             argv_of(*arguments),
+            env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -239,3 +258,57 @@ def trials(directory: Path) -> list[dict[str, Any]]:
 def shell(*words: str | Path) -> str:
     """Words as a shell takes them."""
     return shlex.join(map(str, words))
+
+
+def comparison(
+    folder: Path, arms: tuple[str, ...] = ("vm", "container", "process"), sleep_s: float = 0.1
+) -> tuple[str | Path, ...]:
+    """The command of a short comparison with a run directory in this folder."""
+    plan = folder / "plan.toml"
+    plan.write_text(PLAN.format(blocks=BLOCKS, arms=json.dumps(arms), sleep_s=sleep_s))
+    return "compare", "--wait", "--no-report", "--plan", plan, "--output", folder / "run"
+
+
+def resuming(directory: Path) -> tuple[str | Path, ...]:
+    """The command that goes on with it."""
+    return "resume", "--wait", "--no-report", directory
+
+
+def await_turn() -> None:
+    """Wait until no other comparison runs: times are counted from a start without a queue."""
+    with journal.exclusive(wait=True):
+        pass
+
+
+def assert_gone(before: dict[str, str]) -> None:
+    """Nothing is left within 5 s, or after the next command."""
+    if await_gone(before):
+        assert hvct("run", "busybox", "--", "true").code == 0
+    assert await_gone(before, 1.0) == []
+
+
+def assert_complete(directory: Path, blocks_cut: int) -> None:
+    """Every block is there whole, at most so many were begun in vain, and the report is valid.
+
+    The report keeps to its schema and counts every stored trial: as one that was used, or as
+    one of a block that was cut short.
+    """
+    from reports import report, schema
+
+    found = trials(directory)
+    run = json.loads((directory / "run.json").read_text())
+    arms = set(run["plan"]["arms"])
+    attempts: dict[tuple[int, int], list[str]] = {}
+    for trial in found:
+        attempts.setdefault((trial["block"], trial["attempt"]), []).append(trial["arm"])
+    whole = {block for (block, _), names in attempts.items() if set(names) == arms}
+    assert whole == set(range(BLOCKS)) and run["ended"], (directory, attempts)
+    cut = [key for key, names in attempts.items() if set(names) != arms]
+    assert len(cut) <= blocks_cut and len(attempts) <= BLOCKS + blocks_cut, attempts
+    made = json.loads(report.as_json([directory]))
+    jsonschema.Draft202012Validator(schema.schema()).validate(made)
+    counts = made["runs"][0]["counts"]
+    assert counts["trials"] + counts["excluded"] == len(found)
+    lines = (directory / "trials.jsonl").read_bytes().splitlines()
+    assert counts["damaged_lines"] == len([line for line in lines if line]) - len(found)
+    assert counts["trials"] == BLOCKS * len(arms)

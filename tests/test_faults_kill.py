@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -11,69 +10,10 @@ from pathlib import Path
 import faults
 import pytest
 
-from bench import journal
-
 pytestmark = pytest.mark.root
 
 SWEEP_S = (0.1, 0.3, 1.0, 2.0, 4.0, 6.0)
 ENDED_WITHIN_S = 5.0
-
-PLAN = """
-blocks = 6
-arms = {arms}
-seed = 4
-[[workload]]
-name = "w"
-image = "busybox"
-argv = ["sh", "-c", "echo x; sleep {sleep_s}"]
-[[primary]]
-metric = "startup_started"
-workload = "w"
-"""
-
-
-def comparison(
-    folder: Path, arms: tuple[str, ...] = ("vm", "container", "process"), sleep_s: float = 0.1
-) -> tuple[str | Path, ...]:
-    """The command of a short comparison with a run directory in this folder."""
-    plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(arms=json.dumps(arms), sleep_s=sleep_s))
-    return "compare", "--wait", "--no-report", "--plan", plan, "--output", folder / "run"
-
-
-def resuming(directory: Path) -> tuple[str | Path, ...]:
-    """The command that goes on with it."""
-    return "resume", "--wait", "--no-report", directory
-
-
-def await_turn() -> None:
-    """Wait until no other comparison runs: times are counted from a start without a queue."""
-    with journal.exclusive(wait=True):
-        pass
-
-
-def assert_gone(before: dict[str, str]) -> None:
-    """Nothing is left within 5 s, or after the next command."""
-    if faults.await_gone(before):
-        assert faults.hvct("run", "busybox", "--", "true").code == 0
-    assert faults.await_gone(before, 1.0) == []
-
-
-def assert_complete(directory: Path, blocks_cut: int) -> None:
-    """Every block is there whole, at most so many were begun in vain, and the report is valid."""
-    found = faults.trials(directory)
-    run = json.loads((directory / "run.json").read_text())
-    arms = set(run["plan"]["arms"])
-    attempts: dict[tuple[int, int], list[str]] = {}
-    for trial in found:
-        attempts.setdefault((trial["block"], trial["attempt"]), []).append(trial["arm"])
-    whole = {block for (block, _), names in attempts.items() if set(names) == arms}
-    assert whole == set(range(6)) and run["ended"]
-    assert len([names for names in attempts.values() if set(names) != arms]) <= blocks_cut
-    assert len(attempts) <= 6 + blocks_cut
-    done = faults.hvct("report", directory, "--format", "json")
-    assert done.code == 0, done
-    assert json.loads((directory / "report.json").read_text())
 
 
 @pytest.mark.vm
@@ -84,22 +24,24 @@ def test_a_harness_killed_at_any_time(tmp_path: Path) -> None:
     kept = b""
     for after_s in SWEEP_S:
         begun = (directory / "run.json").exists()
-        await_turn()
-        run = faults.Harness(*(resuming(directory) if begun else comparison(tmp_path)))
+        faults.await_turn()
+        run = faults.Harness(
+            *(faults.resuming(directory) if begun else faults.comparison(tmp_path))
+        )
         time.sleep(after_s)
         run.kill()
         done = run.end()
         assert done.code == -signal.SIGKILL, done
-        assert_gone(before)
+        faults.assert_gone(before)
         stored = directory / "trials.jsonl"
         now = stored.read_bytes() if stored.exists() else b""
         assert now.startswith(kept)
         kept = now
-    done = faults.hvct(*resuming(directory))
+    done = faults.hvct(*faults.resuming(directory))
     assert done.code == 0, done
     assert (directory / "trials.jsonl").read_bytes().startswith(kept)
-    assert_complete(directory, blocks_cut=len(SWEEP_S))
-    assert_gone(before)
+    faults.assert_complete(directory, blocks_cut=len(SWEEP_S))
+    faults.assert_gone(before)
 
 
 @pytest.mark.vm
@@ -107,7 +49,7 @@ def test_worker_and_launcher_killed(tmp_path: Path) -> None:
     """SIGKILL to the worker, then to the launchers: said in the trials, replaced, none left."""
     directory = tmp_path / "run"
     before = faults.traces()
-    run = faults.Harness(*comparison(tmp_path, sleep_s=1.0))
+    run = faults.Harness(*faults.comparison(tmp_path, sleep_s=1.0))
 
     def count() -> int:
         return len(faults.trials(directory))
@@ -133,14 +75,14 @@ def test_worker_and_launcher_killed(tmp_path: Path) -> None:
     assert [trial["arm"] == "vm" for trial in failed] == [True, False], failed
     assert "VM worker has ended" in failed[0]["error"]
     assert "launcher has ended" in failed[1]["error"]
-    assert_gone(before)
+    faults.assert_gone(before)
 
 
 @pytest.mark.vm
 def test_harness_worker_and_launcher_killed_at_once(tmp_path: Path) -> None:
     """Where nobody is left to clean up, the next command does."""
     before = faults.traces()
-    run = faults.Harness(*comparison(tmp_path, sleep_s=5.0))
+    run = faults.Harness(*faults.comparison(tmp_path, sleep_s=5.0))
     run.until(lambda: any("/qemu-system" in line for line in run.processes().values()))
     helpers = [pid for pid, line in run.processes().items() if "/qemu-system" not in line]
     assert len(helpers) >= 3
@@ -159,8 +101,8 @@ def test_an_interrupt_ends_it_cleanly(after_s: float, number: int, tmp_path: Pat
     """Ctrl-C and `kill`: the right status within seconds, how to go on, and nothing is left."""
     directory = tmp_path / "run"
     before = faults.traces()
-    await_turn()
-    run = faults.Harness(*comparison(tmp_path, ("container", "process"), sleep_s=0.5))
+    faults.await_turn()
+    run = faults.Harness(*faults.comparison(tmp_path, ("container", "process"), sleep_s=0.5))
     time.sleep(after_s)
     run.interrupt(number)
     done = run.end(ENDED_WITHIN_S)
@@ -174,7 +116,7 @@ def test_an_interrupt_ends_it_cleanly(after_s: float, number: int, tmp_path: Pat
 def test_a_second_interrupt_does_no_harm(tmp_path: Path) -> None:
     """Impatience in the midst of undoing: it ends at once, and nothing is left all the same."""
     before = faults.traces()
-    run = faults.Harness(*comparison(tmp_path, ("container", "process"), sleep_s=1.0))
+    run = faults.Harness(*faults.comparison(tmp_path, ("container", "process"), sleep_s=1.0))
     run.until(lambda: any("hvct-agent" in line for line in run.processes().values()))
     run.interrupt()
     time.sleep(0.02)
@@ -183,7 +125,7 @@ def test_a_second_interrupt_does_no_harm(tmp_path: Path) -> None:
     # The second may come when Python has nothing left to do but to end.
     assert done.code in (130, -signal.SIGINT) and "Traceback" not in done.err, done
     assert f"hvct resume {tmp_path / 'run'}" in done.err
-    assert_gone(before)
+    faults.assert_gone(before)
 
 
 @pytest.mark.vm
@@ -213,7 +155,7 @@ def test_a_single_run_killed(arm: str) -> None:
 def test_an_interrupted_run_is_resumed_where_it_was(tmp_path: Path) -> None:
     """Only the block that was cut short is done again, and no trial is lost or changed."""
     directory = tmp_path / "run"
-    run = faults.Harness(*comparison(tmp_path, ("container", "process"), sleep_s=0.3))
+    run = faults.Harness(*faults.comparison(tmp_path, ("container", "process"), sleep_s=0.3))
     try:
         run.until(lambda: len(faults.trials(directory)) >= 5)
         run.interrupt()
@@ -221,11 +163,11 @@ def test_an_interrupted_run_is_resumed_where_it_was(tmp_path: Path) -> None:
         done = run.end(ENDED_WITHIN_S)
     assert done.code == 130, done
     kept = (directory / "trials.jsonl").read_bytes()
-    done = faults.hvct(*resuming(directory))
+    done = faults.hvct(*faults.resuming(directory))
     assert done.code == 0, done
     assert (directory / "trials.jsonl").read_bytes().startswith(kept)
-    assert_complete(directory, blocks_cut=1)
-    done = faults.hvct(*resuming(directory))
+    faults.assert_complete(directory, blocks_cut=1)
+    done = faults.hvct(*faults.resuming(directory))
     assert done.code == 0 and len(faults.trials(directory)) <= 13
 
 
@@ -235,10 +177,10 @@ def test_two_comparisons_at_once(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     native = ("container", "process")
-    first = faults.Harness(*comparison(folders[0], native))
+    first = faults.Harness(*faults.comparison(folders[0], native))
     try:
         first.until(lambda: bool(first.tag))
-        queued = comparison(folders[1], native)
+        queued = faults.comparison(folders[1], native)
         refused = faults.hvct(*(word for word in queued if word != "--wait"))
         refused.says(3, f"process {first.process.pid}, {folders[0] / 'run'}", "--wait")
         assert not (folders[1] / "run").exists()
@@ -250,4 +192,4 @@ def test_two_comparisons_at_once(tmp_path: Path) -> None:
     assert done.code == 0, done
     done = second.end(200)
     assert done.code == 0 and "Waiting for another comparison" in done.err, done
-    assert_complete(folders[1] / "run", blocks_cut=0)
+    faults.assert_complete(folders[1] / "run", blocks_cut=0)
