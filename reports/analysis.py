@@ -44,7 +44,7 @@ def analyse(run: Run, first_line: int = 2) -> model.RunReport:
     """
     plan = run.record["plan"]
     judge_emulated = bool(plan.get("judge_emulated"))
-    arms = _arms(run)
+    arms = arms_of(run)
     values = Values(run, arms)
     labels = {arm.name: arm.label for arm in arms}
     pairs = _pairs(run, arms)
@@ -133,7 +133,7 @@ def analyse(run: Run, first_line: int = 2) -> model.RunReport:
     )
 
 
-def _arms(run: Run) -> tuple[model.Arm, ...]:
+def arms_of(run: Run) -> tuple[model.Arm, ...]:
     """The arms in the order of the tables: bare process first, virtual machines last."""
     versions: dict[str, str] = {}
     probed: dict[str, Mapping[str, Any]] = {}

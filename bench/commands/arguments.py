@@ -114,7 +114,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     _calibrate(commands)
     _resume(commands)
     _run(commands, with_command)
-    for add in (_doctor, _report, _archive, _list, _show, _image, _clean):
+    for add in (_doctor, _report, _diff, _archive, _list, _show, _image, _clean):
         add(commands)
     return parser
 
@@ -391,6 +391,37 @@ hardware and kernel. Reports are left out; hvct report writes them again.
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: RUN.hvct.tar.gz, beside it"
     )
+
+
+def _diff(commands: Commands) -> None:
+    parser = _command(
+        commands, "diff", "diff", "say what changed between two runs, with verdicts",
+        """
+hvct diff runs/20261123-quick runs/20261124-quick
+hvct diff runs/reference runs/candidate --only-worse --json >diff.json
+hvct diff runs/one runs/two --anyway       another host or image
+
+Each arm's trials of the second run stand against its trials of the first.
+Exit status 0: nothing differs by more than its margin; 1: something does;
+2: the runs are not alike, or nothing could be judged.
+""",
+    )  # fmt: skip
+    parser.add_argument("before", type=Path, metavar="RUN", help="the reference")
+    parser.add_argument("after", type=Path, metavar="RUN", help="what is held against it")
+    parser.add_argument(
+        "--anyway", action="store_true", help="compare runs that are not alike; the reasons stand"
+    )
+    parser.add_argument(
+        "--only-worse", action="store_true", help="exit 1 only where something became worse"
+    )
+    parser.add_argument(
+        "--require-equivalent", action="store_true", help="exit 1 where anything is undecided, too"
+    )
+    parser.add_argument("--all", action="store_true", help="show what is not judged as well")
+    parser.add_argument(
+        "--judge-emulated", action="store_true", help="give verdicts on TCG figures too"
+    )
+    _json(parser)
 
 
 def _list(commands: Commands) -> None:

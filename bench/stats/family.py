@@ -6,13 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bench.errors import BadInput
-from bench.model import Better, Finding, Scale
-from bench.stats import order, quantiles, signed_rank
+from bench.model import Better, Finding, Outcome, Scale
+from bench.stats import order, quantiles, signed_rank, two_sample
 from bench.stats.holm import holm
-from bench.stats.mcnemar import failure_p
-from bench.stats.pairs import Effects, PairedSeries, effects
-from bench.stats.planning import ALPHA
+from bench.stats.mcnemar import failure_p, group_failure_p
+from bench.stats.pairs import Design, Effects, Pair, PairedSeries, Test, effects
+from bench.stats.planning import ALPHA, smallest_n
+from bench.stats.signed_rank import SignedRank
+from bench.stats.student import LEAST_RUNS, Student
+from bench.stats.two_sample import RankSum
 from bench.stats.verdict import (
     CONFIDENCE,
     FAILURE_LIMIT,
@@ -67,6 +72,7 @@ class _Measured:
     margin: float
     resolution: float
     floor: float
+    test: Test
 
     @property
     def in_family(self) -> bool:
@@ -85,12 +91,12 @@ class _Measured:
             return Verdict.EMULATED, "figures describe an emulator, not virtualisation"
         if paired.n_pairs == 0:
             return Verdict.NO_VERDICT, "no block has a value in both arms"
-        for name, lost in (
-            (series.arm, paired.n_lost_arm),
-            (series.baseline, paired.n_lost_baseline),
+        for name, lost, trials in (
+            (series.arm, paired.n_lost_arm, paired.n_trials_arm),
+            (series.baseline, paired.n_lost_baseline, paired.n_trials_baseline),
         ):
-            if lost > FAILURE_LIMIT * paired.n_blocks:
-                share = f"{lost} of {paired.n_blocks} trials"
+            if lost > FAILURE_LIMIT * trials:
+                share = f"{lost} of {trials} trials"
                 return Verdict.NO_VERDICT, f"{share} of {name} gave no value (limit 10 %)"
         if not series.primary:
             return Verdict.NO_VERDICT, "descriptive: not in the plan's primary family"
@@ -109,23 +115,35 @@ def _measure(series: PairedSeries) -> _Measured:
     resolution = _effect_resolution(series, paired)
     if paired.n_pairs == 0:
         nothing = (math.nan, None, math.nan, math.nan)
-        return _Measured(series, paired, *nothing, margin, resolution, floor)
-    estimate, bound = _estimate(series, paired)
+        return _Measured(series, paired, *nothing, margin, resolution, floor, SignedRank())
+    test = _test(series, paired)
+    estimate, bound = _estimate(series, paired, test)
     level = (1.0 - CONFIDENCE) / 2.0
-    low = signed_rank.lower_limit(paired.low, level)
-    high = signed_rank.upper_limit(paired.high, level)
+    low = test.lower_limit(paired.low, level)
+    high = test.upper_limit(paired.high, level)
     if math.isfinite(estimate):
         # No interval is narrower than the measurement's own step.
         low, high = min(low, estimate - resolution), max(high, estimate + resolution)
-    return _Measured(series, paired, estimate, bound, low, high, margin, resolution, floor)
+    return _Measured(
+        series, paired, estimate, bound, low, high, margin, resolution, floor, test
+    )  # fmt: skip
 
 
-def _estimate(series: PairedSeries, paired: Effects) -> tuple[float, float | None]:
+def _test(series: PairedSeries, paired: Effects) -> Test:
+    if series.design is Design.UNPAIRED:
+        return RankSum(
+            paired.n_trials_arm - paired.n_lost_arm,
+            paired.n_trials_baseline - paired.n_lost_baseline,
+        )
+    return Student() if series.design is Design.RUNS else SignedRank()
+
+
+def _estimate(series: PairedSeries, paired: Effects, test: Test) -> tuple[float, float | None]:
     """The pseudomedian, or (infinity, the value it is known to be beyond)."""
-    low = signed_rank.pseudomedian(paired.low, undefined=-math.inf)
+    low = test.pseudomedian(paired.low, undefined=-math.inf)
     if (paired.low == paired.high).all() and math.isfinite(low):
         return low, None
-    high = signed_rank.pseudomedian(paired.high, undefined=math.inf)
+    high = test.pseudomedian(paired.high, undefined=math.inf)
     if low == high and math.isinf(low):
         return low, _beyond(series, paired, low)
     if math.isinf(low) and math.isinf(high):
@@ -139,7 +157,7 @@ def _estimate(series: PairedSeries, paired: Effects) -> tuple[float, float | Non
 
 def _beyond(series: PairedSeries, paired: Effects, side: float) -> float | None:
     """A bound for an estimate that timeouts made infinite: the limit put in their place."""
-    if series.timeout is not None:
+    if series.timeout is not None and series.design is Design.PAIRED:
         limit = series.timeout
         arm = [limit if math.isinf(value) else value for value in paired.arm]
         base = [limit if math.isinf(value) else value for value in paired.baseline]
@@ -148,7 +166,10 @@ def _beyond(series: PairedSeries, paired: Effects, side: float) -> float | None:
             return signed_rank.pseudomedian(
                 [math.log(a / b) if ratio else a - b for a, b in zip(arm, base, strict=True)]
             )
-    means = signed_rank.walsh_averages(paired.low)
+    if series.design is Design.UNPAIRED:
+        means = np.sort(paired.low)
+    else:
+        means = signed_rank.walsh_averages(paired.low)
     finite = means[abs(means) != math.inf]
     if finite.size == 0:
         return None
@@ -183,17 +204,15 @@ def _p_values(one: _Measured) -> tuple[float, float, float]:
     """Different, equivalent, detectable: see bench.stats.verdict. 1 where nothing may be said."""
     if one.obstacle is not None:
         return 1.0, 1.0, 1.0
-    low, high = one.effects.low, one.effects.high
+    low, high, test = one.effects.low, one.effects.high, one.test
     least = max(one.resolution, one.floor)
     threshold = max(one.margin, least)
 
     def outside(limit: float) -> float:
-        above, below = signed_rank.p_greater(low, limit), signed_rank.p_less(high, -limit)
+        above, below = test.p_greater(low, limit), test.p_less(high, -limit)
         return min(1.0, 2.0 * min(above, below))
 
-    within = 2.0 * max(
-        signed_rank.p_greater(low, -one.margin), signed_rank.p_less(high, one.margin)
-    )
+    within = 2.0 * max(test.p_greater(low, -one.margin), test.p_less(high, one.margin))
     return outside(threshold), min(1.0, within), outside(least)
 
 
@@ -208,10 +227,10 @@ def _conclude(one: _Measured, claims: Claims | None, family_size: int, alpha: fl
         evidence = Evidence(
             paired.n_pairs, one.estimate, one.low, one.high,
             one.margin, one.resolution, one.floor, claims, family_size,
+            _fewest(series, alpha / max(1, family_size)),
         )  # fmt: skip
         verdict, reason, needed = decide(evidence, alpha)
     rests_on = _rests_on(verdict, claims)
-    failures = paired.only_arm_failed + paired.only_baseline_failed
     return Comparison(
         metric=series.metric,
         workload=series.workload,
@@ -238,9 +257,7 @@ def _conclude(one: _Measured, claims: Claims | None, family_size: int, alpha: fl
         resolution=series.resolution,
         floor=series.floor,
         needed_n=needed,
-        failure_p=failure_p(paired.only_arm_failed, paired.only_baseline_failed)
-        if failures
-        else None,
+        failure_p=_failure_p(series, paired),
         reason=reason,
         arm_level=_level(paired.arm),
         baseline_level=_level(paired.baseline),
@@ -249,6 +266,28 @@ def _conclude(one: _Measured, claims: Claims | None, family_size: int, alpha: fl
         title=series.title,
         phrase=series.phrase,
     )
+
+
+def _fewest(series: PairedSeries, threshold: float) -> int:
+    """The fewest rows whose smallest p can pass a threshold, by what the rows are."""
+    if series.design is Design.UNPAIRED:
+        return two_sample.smallest_n(threshold)
+    return LEAST_RUNS if series.design is Design.RUNS else smallest_n(threshold)
+
+
+def _failure_p(series: PairedSeries, paired: Effects) -> float | None:
+    """Whether the arms fail equally often; None where none did."""
+    if series.design is not Design.UNPAIRED:
+        if not paired.only_arm_failed + paired.only_baseline_failed:
+            return None
+        return failure_p(paired.only_arm_failed, paired.only_baseline_failed)
+    failed = [
+        sum(Pair(*row)[1 + 2 * side] in (Outcome.FAILED, Outcome.TIMEOUT) for row in series.values)
+        for side in (0, 1)
+    ]
+    if not any(failed):
+        return None
+    return group_failure_p(failed[0], paired.n_trials_arm, failed[1], paired.n_trials_baseline)
 
 
 def _rests_on(verdict: Verdict, claims: Claims | None) -> Claim | None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,48 @@ from numpy.typing import NDArray
 from bench.errors import BadInput
 from bench.model import Better, Outcome, Scale
 
+Floats = NDArray[np.float64]
+
 TIME_UNITS = frozenset({"s", "ms", "us", "ns"})
+
+
+ABSENT = "absent"
+"""In place of an outcome, where one group has more trials than the other."""
+
+MOST_DIFFERENCES = 4_000_000
+"""Between two groups: 2,000 trials in each."""
+
+
+class Design(StrEnum):
+    """What the rows of a series have in common, and so which test they get."""
+
+    PAIRED = "paired"  # both values of a row come from one block: signed ranks
+    UNPAIRED = "unpaired"  # two groups of trials side by side: rank sums
+    RUNS = "runs"  # each row is a whole run's own estimate: Student's t
+
+
+class Test(Protocol):
+    """A test with its estimate and its interval, on differences."""
+
+    def p_greater(self, differences: Floats, shift: float = 0.0) -> float:
+        """One-sided p-value for "above the shift"."""
+        ...
+
+    def p_less(self, differences: Floats, shift: float = 0.0) -> float:
+        """One-sided p-value for "below the shift"."""
+        ...
+
+    def pseudomedian(self, differences: Floats, undefined: float = math.nan) -> float:
+        """The estimate; `undefined` where it lies between both infinities."""
+        ...
+
+    def lower_limit(self, differences: Floats, level: float) -> float:
+        """The smallest shift that the one-sided test at `level` does not reject."""
+        ...
+
+    def upper_limit(self, differences: Floats, level: float) -> float:
+        """The largest."""
+        ...
 
 
 class Pair(NamedTuple):
@@ -56,6 +98,7 @@ class PairedSeries:
             None: yes for a time of which less is better, unless it is CPU time (its name
             begins with ``cpu``): a hung trial need not have used any.
         timeout: that limit in `unit`, for printing `> x`.
+        design: whether a row's two values belong together; see `Design`.
         title: what to call the metric in a sentence; `phrase` completes the verb
             ("to become ready").
     """
@@ -78,6 +121,7 @@ class PairedSeries:
     undecided_reason: str = ""
     elapsed: bool | None = None
     timeout: float | None = None
+    design: Design = Design.PAIRED
     title: str = ""
     phrase: str = ""
 
@@ -100,8 +144,11 @@ class Effects:
     """Paired differences (of logs for a ratio), and what has no place among them.
 
     Attributes:
-        low, high: both ends of each pair's difference, in block order.
-        blocks: of each pair.
+        low, high: both ends of each pair's difference, in block order; of two groups, all
+            differences between them.
+        blocks: of each pair, for groups empty.
+        n_pairs: pairs that count; of two groups, the smaller one's values.
+        n_trials_arm, n_trials_baseline: trials, with a value or without.
         arm, baseline: each arm's own values, timeouts as +inf.
         n_blocks: blocks in the series.
         n_failed_arm, n_failed_baseline: trials that failed.
@@ -115,6 +162,9 @@ class Effects:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     blocks: tuple[int, ...]
+    n_pairs: int
+    n_trials_arm: int
+    n_trials_baseline: int
     arm: tuple[float, ...]
     baseline: tuple[float, ...]
     n_blocks: int
@@ -127,11 +177,6 @@ class Effects:
     only_arm_failed: int
     only_baseline_failed: int
     n_below: int
-
-    @property
-    def n_pairs(self) -> int:
-        """Pairs that count."""
-        return int(self.low.size)
 
 
 def check(series: PairedSeries) -> None:
@@ -166,22 +211,39 @@ def effects(series: PairedSeries) -> Effects:
     base = [_bounds(series, row.outcome_base, row.value_base) for row in rows]
     paired = []
     blocks = []
-    for row, a, b in zip(rows, arm, base, strict=True):
-        if a is not None and b is not None:
-            paired.append(_difference(series.scale, a, b))
-            blocks.append(row.block)
+    if series.design is Design.UNPAIRED:
+        first, second = ([one for one in ends if one is not None] for ends in (arm, base))
+        if len(first) * len(second) > MOST_DIFFERENCES:
+            raise BadInput(
+                f"{series.metric} of {series.workload}: {len(first)} and {len(second)} values are "
+                "too many to set each against each",
+                "compare runs of fewer blocks",
+            )
+        paired = [_difference(series.scale, a, b) for a in first for b in second]
+        n_pairs = min(len(first), len(second))
+    else:
+        for row, a, b in zip(rows, arm, base, strict=True):
+            if a is not None and b is not None:
+                paired.append(_difference(series.scale, a, b))
+                blocks.append(row.block)
+        n_pairs = len(paired)
+    there = [row.outcome_arm != ABSENT for row in rows]
+    there_base = [row.outcome_base != ABSENT for row in rows]
     ended = [(_ended(row.outcome_arm), _ended(row.outcome_base)) for row in rows]
     return Effects(
         low=np.array([low for low, _ in paired], dtype=np.float64),
         high=np.array([high for _, high in paired], dtype=np.float64),
         blocks=tuple(blocks),
+        n_pairs=n_pairs,
+        n_trials_arm=sum(there),
+        n_trials_baseline=sum(there_base),
         arm=_known(arm),
         baseline=_known(base),
         n_blocks=len(rows),
         n_failed_arm=sum(row.outcome_arm == Outcome.FAILED for row in rows),
         n_failed_baseline=sum(row.outcome_base == Outcome.FAILED for row in rows),
-        n_lost_arm=sum(bounds is None for bounds in arm),
-        n_lost_baseline=sum(bounds is None for bounds in base),
+        n_lost_arm=sum(b is None for b, here in zip(arm, there, strict=True) if here),
+        n_lost_baseline=sum(b is None for b, here in zip(base, there_base, strict=True) if here),
         n_timeouts=sum(
             (row.outcome_arm == Outcome.TIMEOUT) + (row.outcome_base == Outcome.TIMEOUT)
             for row in rows
@@ -201,7 +263,7 @@ def _bounds(
     series: PairedSeries, outcome: Outcome | str, value: float | None
 ) -> tuple[float, float] | None:
     """The range in which a trial's value lies, None where it has none."""
-    if outcome in (Outcome.FAILED, Outcome.REFUSED):
+    if outcome in (Outcome.FAILED, Outcome.REFUSED, ABSENT):
         return None
     if value is None or math.isnan(value):
         timed_out = outcome == Outcome.TIMEOUT and series.ranks_timeouts

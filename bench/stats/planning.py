@@ -55,7 +55,12 @@ def check_reachable(n: int, family_size: int, alpha: float = ALPHA) -> Finding |
 
 
 def needed_n(
-    n: int, half_width: float, gap: float, family_size: int = 1, alpha: float = ALPHA
+    n: int,
+    half_width: float,
+    gap: float,
+    family_size: int = 1,
+    alpha: float = ALPHA,
+    fewest: int = 0,
 ) -> int | None:
     """Blocks after which an interval shrunk like 1 / sqrt(n) would fit into `gap`.
 
@@ -65,12 +70,14 @@ def needed_n(
         gap: distance from the estimate to the nearest boundary of a verdict.
         family_size: Holm's first step widens the interval accordingly.
         alpha: of the family.
+        fewest: blocks without which no test passes; 0: those of signed ranks.
 
     Returns None when the estimate lies on a boundary or the number is out of reach.
     """
-    least = max(smallest_n(alpha, family_size), n + 1)
+    fewest = fewest or smallest_n(alpha, family_size)
     if not math.isfinite(half_width):
-        return least if n < least - 1 else None
+        return fewest if n < fewest else None
+    least = max(fewest, n + 1)
     if gap <= 0.0:
         return None
     normal = NormalDist()

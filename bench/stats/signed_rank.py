@@ -228,3 +228,13 @@ def _first_shift(values: Floats, holds: Callable[[float], bool]) -> float:
         middle = low / 2.0 + high / 2.0
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+class SignedRank:
+    """The functions above as one of the tests a series can have (`bench.stats.pairs.Test`)."""
+
+    p_greater = staticmethod(p_greater)
+    p_less = staticmethod(p_less)
+    pseudomedian = staticmethod(pseudomedian)
+    lower_limit = staticmethod(lower_limit)
+    upper_limit = staticmethod(upper_limit)

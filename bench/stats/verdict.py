@@ -161,7 +161,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is made from, everything on the scale of the test (logs for a ratio)."""
+    """What a verdict is made from, everything on the scale of the test (logs for a ratio).
+
+    `fewest`: so many blocks are needed for any verdict at all (0: by signed ranks).
+    """
 
     n: int
     estimate: float
@@ -172,6 +175,7 @@ class Evidence:
     floor: float
     claims: Claims
     family_size: int
+    fewest: int = 0
 
     @property
     def threshold(self) -> float:
@@ -214,7 +218,7 @@ def _need(e: Evidence, alpha: float) -> int | None:
         return None
     size = abs(e.estimate)
     gap = size - e.threshold if size > e.threshold else e.margin - size
-    return needed_n(e.n, (e.high - e.low) / 2.0, gap, e.family_size, alpha)
+    return needed_n(e.n, (e.high - e.low) / 2.0, gap, e.family_size, alpha, e.fewest)
 
 
 def _plain(value: object) -> object:
