@@ -366,6 +366,16 @@ class Capability:
     details: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ProbeStage:
+    """One step on the way to knowing how guests are executed; `passed` is None when not tried."""
+
+    name: str
+    passed: bool | None
+    said: str
+    seconds: float
+
+
 @dataclass
 class Timeline:
     """Events of one launch in nanoseconds of the host's CLOCK_MONOTONIC.

@@ -32,6 +32,7 @@ from bench.model import (
     Image,
     InstanceSpec,
     NetworkMode,
+    ProbeStage,
     Security,
     Timeline,
 )
@@ -50,7 +51,7 @@ from hv.emulator import PROCS_VARIABLE, Emulator, emulator
 from hv.initramfs import Initramfs, initramfs
 from hv.instance import VmInstance
 from hv.kernel import GuestKernel, guest_kernel
-from hv.probe import Verdict, decide
+from hv.probe import Verdict, decide, stages
 from hv.tsc import host_tsc_khz
 
 BOOT_LIMIT_S = 20.0  # for the kernel to reach init under KVM, where 0.3 s is usual
@@ -162,6 +163,10 @@ class VmBackend:
                 "disabled CPU features": " ".join(verdict.disabled_features),
             },
         )
+
+    def kvm_stages(self) -> list[ProbeStage]:
+        """Both stages of the KVM probe, done now."""
+        return stages(self.emulator, self.try_boot)
 
     def files_read(self, image: Image) -> list[Path]:
         """What a start reads through the host's page cache: image, kernel, initramfs, QEMU."""

@@ -22,7 +22,7 @@ from typing import Any
 from bench.cache import cache_dir, lock, publish, workspace
 from bench.command import run
 from bench.errors import HvctError
-from bench.model import Accelerator
+from bench.model import Accelerator, ProbeStage
 from hv.emulator import Emulator
 
 KVM = Path("/dev/kvm")
@@ -210,6 +210,24 @@ def decide(
             made.write_text(json.dumps({"boot_id": boot_id, "verdicts": found}))
             os.replace(made, store)
     return verdict
+
+
+def stages(
+    emulator: Emulator,
+    boot: Callable[[Verdict], str],
+    first: Callable[[Emulator], Verdict] = payload_verdict,
+) -> list[ProbeStage]:
+    """Both stages, run anew whatever was found before: what each showed, for whom asks."""
+    began = time.monotonic()
+    verdict = first(emulator)
+    passed = verdict.accelerator.kind == "kvm"
+    found = [ProbeStage("payload", passed, verdict.accelerator.reason, time.monotonic() - began)]
+    if not passed:
+        return [*found, ProbeStage("guest kernel", None, "not tried: the payload did not run", 0.0)]
+    began = time.monotonic()
+    failure = boot(verdict)
+    said = failure or "a guest under libvirt's type='kvm' reached its init"
+    return [*found, ProbeStage("guest kernel", not failure, said, time.monotonic() - began)]
 
 
 def _verdict(item: dict[str, Any]) -> Verdict:

@@ -337,12 +337,26 @@ def _doctor(commands: Commands) -> None:
         commands, "doctor", "doctor", "say what works on this host, what does not, and what to do",
         """
 hvct doctor
-hvct doctor --json
+hvct doctor --json                      keys: docs/doctor.md
+hvct doctor --validate                  is hvct right on this host? writes a sheet to send back
+hvct doctor --validate --parts kvm,arms the quick part of that
 
-Exit status 3: an arm does not work here.
+Exit status 3: an arm does not work here; with --validate 1: something did not pass.
 """,
     )  # fmt: skip
     _json(parser)
+    parser.add_argument(
+        "--validate", action="store_true",
+        help="run the KVM probe, every arm, receipts and spike-ins; minutes, said beforehand",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", metavar="P,…",
+        help="of --validate: host, kvm, arms, identity, network, spike-ins; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR",
+        help="where --validate writes its sheet; default: here",
+    )  # fmt: skip
     _machine_options(parser)
 
 
