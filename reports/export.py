@@ -25,7 +25,7 @@ def samples(runs: Sequence[Run]) -> pd.DataFrame:
     """Every sample with its full set of dimensions, one row each; a series' rows stand together.
 
     Runs in the order given; within one by metric, workload and arm as its plan lists them,
-    then in the order the trials ran.
+    then in the order the trials ran. `counted` is false in blocks that the plan's rules leave out.
     """
     frames = []
     for run in runs:
@@ -43,12 +43,15 @@ def samples(runs: Sequence[Run]) -> pd.DataFrame:
         frame = frame.sort_values([*KEYS, "block", "position"], kind="stable")
         units = {name: about["unit"] for name, about in run.record["metrics"].items()}
         frame["unit"] = frame["metric"].astype("str").map(units).fillna("")
+        out = pd.MultiIndex.from_tuples(run.invalid, names=["workload", "block"])
+        keys = pd.MultiIndex.from_arrays([frame["workload"].astype("str"), frame["block"]])
+        frame["counted"] = ~keys.isin(out) if run.invalid else True
         frame.insert(0, "run", run.record["id"])
         frames.append(frame.astype(dict.fromkeys(KEYS, "str")))
     table: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return table[
         ["run", "block", "position", "arm", "accelerator", "workload", "outcome", "metric",
-         "value", "unit"]
+         "value", "unit", "counted"]
     ]  # fmt: skip
 
 

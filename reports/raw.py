@@ -28,6 +28,10 @@ def series(run: Run, first_line: int) -> list[Series]:
             unit = f"{work[workload]}/s"
         few = len(part) <= MOST_PRINTED
         values, label = format_series(part["value"].tolist() if few else [], unit)
+        counted = part["counted"].tolist()
+        if values and not all(counted):
+            shown = zip(values.split(), counted, strict=True)
+            values = " ".join(text if counts else f"({text})" for text, counts in shown)
         found.append(
             Series(
                 metric, workload, arm, len(part), label, values,

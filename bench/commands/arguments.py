@@ -182,7 +182,7 @@ hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
 hvct compare --plan mine.toml --dry-run         what would be done, how long
 hvct compare xz --json >xz.json                 the figures for a program
 
-Results go to runs/DATE-NAME: report.html, report.pdf, report.json, every trial.
+Results go to runs/DATE-NAME: report.html, .pdf and .json, samples.csv, every trial.
 Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
 """,
     )  # fmt: skip
