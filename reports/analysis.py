@@ -48,7 +48,7 @@ def analyse(run: Run, first_line: int = 2) -> model.RunReport:
     values = Values(run, arms)
     labels = {arm.name: arm.label for arm in arms}
     pairs = _pairs(run, arms)
-    primary = _primary_pair(run, arms, judge_emulated=judge_emulated)
+    primary = primary_pair(run, arms, judge_emulated=judge_emulated)
     rows = list(paired(values, primary, judge_emulated=judge_emulated))
     series = [one for _, one, _ in rows]
     compared = compare_family(series, plan["alpha"])
@@ -189,7 +189,7 @@ def _pairs(run: Run, arms: Sequence[model.Arm]) -> tuple[tuple[str, str, str], .
     return tuple((arm, base, f"{labels[arm]} ÷ {labels[base]}") for arm, base in pairs)
 
 
-def _primary_pair(
+def primary_pair(
     run: Run, arms: Sequence[model.Arm], *, judge_emulated: bool
 ) -> tuple[str, str] | None:
     """vm ÷ container; where the VM is emulated, container ÷ process; else what there is."""

@@ -143,8 +143,13 @@ def compare_runs(
     )
 
 
-def unlikeness(before: Run, after: Run) -> list[str]:
-    """Why two runs are not of the same thing on the same host, one clause each."""
+def host_unlikeness(before: Run, after: Run) -> list[str]:
+    """How two runs' hosts differ, one clause each."""
+    return bench_host.same_host(before.record["host"], after.record["host"])
+
+
+def unlikeness(before: Run, after: Run, *, host: bool = True) -> list[str]:
+    """Why two runs are not of the same thing (on the same host), one clause each."""
     found = []
     for name in sorted({*before.record["images"], *after.record["images"]}):
         one, other = (_image(run, name) for run in (before, after))
@@ -164,7 +169,8 @@ def unlikeness(before: Run, after: Run) -> list[str]:
     for arm in arms_of(after):
         if arm.name in kinds and kinds[arm.name] != arm.kind:
             found.append(f"{arm.name} ran by {kinds[arm.name]}, and by {arm.kind}")
-    found += bench_host.same_host(before.record["host"], after.record["host"])
+    if host:
+        found += host_unlikeness(before, after)
     for name, about in before.record["metrics"].items():
         now = after.record["metrics"].get(name, about)
         if any(about.get(key) != now.get(key) for key in ("unit", "scale", "definition")):

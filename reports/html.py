@@ -87,6 +87,7 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "joint_picture": _picture(joint, runs[0]["prefix"], for_print=for_print) if joint else None,
         "agreement": data.agreement,
         "likeness": data.likeness,
+        "merged": data.merged,
         "source": wording.listing([f"run {run.id}" for run in data.runs]),
     }
 

@@ -1,7 +1,8 @@
 """What a report says, as plain data: the one set of numbers behind every format.
 
 Every printed figure carries its exact value and the text that is printed, so that HTML,
-PDF, JSON and the terminal cannot differ. Stdlib only.
+PDF, JSON and the terminal cannot differ. Over 400 lines, so that all of report.json is
+read in one place. Stdlib only.
 """
 
 from __future__ import annotations
@@ -360,6 +361,46 @@ class JointRow:
 
 
 @dataclass(frozen=True)
+class MergedRow:
+    """One judged comparison over several runs (or hosts), each of which is one value.
+
+    `between` and `within` are standard deviations on the test's scale (logs for a ratio)
+    of the merged units, and of what is inside them; None for fewer than two units of two.
+    """
+
+    metric: str
+    workload: str
+    arm: str
+    baseline: str
+    title: str
+    n: int
+    blocks: int
+    estimate: float | None
+    low: float | None
+    high: float | None
+    text: str
+    verdict: str
+    judged: bool
+    reason: str
+    needed: int | None
+    between: float | None
+    within: float | None
+    spread_text: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Like runs as one statement, `scope` saying of what."""
+
+    scope: str
+    units: str
+    members: tuple[str, ...]
+    note: str
+    rows: tuple[MergedRow, ...]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The whole report: one run, or several side by side, `joint` row by row."""
 
@@ -368,6 +409,7 @@ class ReportData:
     joint: tuple[JointRow, ...]
     agreement: str
     likeness: tuple[str, ...]
+    merged: tuple[Merged, ...]
     method: tuple[tuple[str, str], ...]
     glossary: tuple[tuple[str, str], ...]
     format: int = FORMAT

@@ -16,6 +16,7 @@ from bench.errors import BadInput, oserror
 from reports import export, joint, pytest_benchmark
 from reports.analysis import analyse
 from reports.data import Run, read
+from reports.merged import merge
 from reports.method import GLOSSARY, METHOD
 from reports.model import ReportData
 
@@ -136,6 +137,7 @@ def _data(runs: Sequence[Run]) -> ReportData:
         joint=rows,
         agreement=joint.agreement(rows, len(made)),
         likeness=joint.likeness(made),
+        merged=merge(runs),
         method=METHOD,
         glossary=GLOSSARY,
     )
