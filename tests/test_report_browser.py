@@ -217,8 +217,12 @@ def test_pointing_at_a_mark_says_its_value(page: webdriver.Chrome, run: dict[str
     wanted = [f"process: {format_value(value, 's')}, {share:.0%} of trials by then"
               for value, share in zip(curve["values"], curve["shares"], strict=True)]  # fmt: skip
     assert len(wanted) == 7 and set(wanted) <= set(tips)
-    mark = next(mark for mark in figure.find_elements(By.CSS_SELECTOR, "use[data-tip]")
-                if mark.get_attribute("data-tip") == wanted[0])  # fmt: skip
+    marks = [mark for mark in figure.find_elements(By.CSS_SELECTOR, "use[data-tip]")
+             if mark.get_attribute("data-tip") in wanted]  # fmt: skip
+    marks.sort(key=lambda mark: mark.rect["x"])
+    in_place = [mark.get_attribute("data-tip") for mark in marks]
+    assert in_place == wanted, "from left to right as the values ascend"
+    mark = marks[0]
     shown = page.find_element(By.CSS_SELECTOR, ".tip")
     assert not shown.is_displayed()
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)

@@ -174,6 +174,8 @@ DAMAGED: dict[str, Callable[[bytes], bytes]] = {
     "nothing": lambda _: b"",
     "cut off": lambda data: data[: len(data) * 2 // 3],
     "a bit flipped": flipped,
+    "something after it": lambda data: data + b"hello, world",
+    "a checksum wrong": lambda data: data[:-4] + bytes(byte ^ 0xFF for byte in data[-4:]),
 }
 
 
