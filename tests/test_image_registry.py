@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,39 @@ def test_imports_are_pushed_as_they_came(registry: Registry, tmp_path: Path) -> 
         store.push("imported", f"{registry.host}/imported@{digest}", OPEN)
     with pytest.raises(BadInput, match="no image 'nope'"):
         store.push("nope", f"{registry.host}/x", OPEN)
+
+
+def test_progress_counts_bytes(tmp_path: Path) -> None:
+    """What has come of a layer counts while it comes."""
+    told: list[tuple[str, float | None]] = []
+    layers = {blobs.put(b"x" * 1_000_000): 1_000_000, "sha256:" + "0" * 64: 3_000_000}
+    (tmp_path / "oci-put-blob1").write_bytes(b"y" * 1_000_000)
+    with remote._watching(layers, tmp_path, lambda *one: told.append(one)):
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert told[0] == ("pulling · 2.0 of 4.0 MB", 0.5)
+
+
+def test_an_image_imported_anew_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    """Parts of an image whose name means another now are gone."""
+    store.import_archive(layout_of(tmp_path / "a", layer(entry("a", noise(9)))), "same")
+    was = kept()
+    store.import_archive(layout_of(tmp_path / "b", layer(entry("b", noise(9)))), "same")
+    assert was and not was & kept()
+
+
+def test_a_path_is_an_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``hvct run`` and ``compare --image`` take the path of a layout, and tell a wrong one."""
+    made = layout_of(tmp_path / "my app", BASE, **CONFIG)
+    assert store.ensure(str(made)).name == "my-app" == store.ensure("my-app").name
+    monkeypatch.chdir(tmp_path)
+    assert store.is_path("my app") and store.is_path("./none") and not store.is_path("my-app")
+    with pytest.raises(BadInput, match="none"):
+        store.ensure("./none")
+    with pytest.raises(BadInput, match="no image 'none'") as caught:
+        store.ensure("none")
+    assert "hvct image pull none" in caught.value.hint
 
 
 def test_plain_http_is_asked_for(registry: Registry) -> None:

@@ -115,12 +115,12 @@ def layout(manifest_digest: str, space: Path) -> Path:
     return own
 
 
-def sweep(named: Iterable[str], dropped: str = "") -> None:
+def sweep(named: Iterable[str], dropped: Iterable[str]) -> None:
     """Remove what belongs to no image.
 
     Args:
         named: manifest digests of the images there are.
-        dropped: that of one just removed, whose parts go at once.
+        dropped: those of images just removed or replaced, whose parts go at once.
     """
     with (cache_dir("locks") / "blobs.lock").open("w") as handle:
         try:
@@ -128,7 +128,7 @@ def sweep(named: Iterable[str], dropped: str = "") -> None:
         except OSError:  # somebody is pulling: the next one sweeps
             return
         wanted = {digest.removeprefix("sha256:") for one in named for digest in parts(one)}
-        gone = {digest.removeprefix("sha256:") for digest in parts(dropped)} if dropped else set()
+        gone = {digest.removeprefix("sha256:") for one in dropped for digest in parts(one)}
         for file in cache_dir("blobs", "sha256").iterdir():
             old = time.time() - file.lstat().st_mtime > KEPT_S
             if file.name not in wanted and (file.name in gone or old):

@@ -32,7 +32,7 @@ INDEXES = ("manifest.list.v2", "image.index.v1")
 UNREACHABLE = re.compile(
     r"no such host|connection refused|network is unreachable|no route to host|i/o timeout|"
     r"deadline exceeded|connection reset|server misbehaving|temporary failure|"
-    r"TLS handshake timeout|Service Unavailable|Bad Gateway|\bEOF\b"
+    r"TLS handshake timeout|Internal Server Error|Service Unavailable|Bad Gateway|\bEOF\b"
 )
 
 

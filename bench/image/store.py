@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -166,7 +166,7 @@ def pull(
         return cached.image, "in the cache already"
     if offline:
         raise HostCannot(f"{wanted.full} is not in the cache", "pull it without --offline")
-    with blobs.in_use(), index.build_space() as space:
+    with _replacing(), blobs.in_use(), index.build_space() as space:
         progress(f"asking {wanted.domain}", None)
         try:
             found = remote.resolve(wanted, access, space)
@@ -192,7 +192,6 @@ def pull(
             remote=wanted.full,
             remote_digest=found.digest,
         )
-    _sweep("" if cached is None else cached.recipe)
     return image, ""
 
 
@@ -242,7 +241,7 @@ def build_folder(
         entry = find(wanted)
         return None if entry is None else export.layout_of(entry, space, progress)
 
-    with blobs.in_use():
+    with _replacing(), blobs.in_use():
         return dockerfile.build(
             folder,
             chosen,
@@ -255,8 +254,13 @@ def build_folder(
         )
 
 
-def _sweep(dropped: str) -> None:
-    blobs.sweep([entry.recipe for entry in index.entries()], dropped)
+@contextlib.contextmanager
+def _replacing() -> Iterator[None]:
+    """Parts of images that have lost their name meanwhile go, once all has gone well."""
+    before = {entry.recipe for entry in index.entries()}
+    yield
+    after = {entry.recipe for entry in index.entries()}
+    blobs.sweep(after, before - after)
 
 
 def build_default(progress: Progress = silent) -> Image:
@@ -281,7 +285,8 @@ def import_archive(
     """
     if name in BUILTIN:
         raise BadInput(f"{name} is the name of a built-in image", "choose another --name")
-    return oci.import_archive(path, name, progress, max_bytes, taken=frozenset(BUILTIN))
+    with _replacing():
+        return oci.import_archive(path, name, progress, max_bytes, taken=frozenset(BUILTIN))
 
 
 def list_images() -> list[Image]:
@@ -316,8 +321,8 @@ def remove(name: str) -> None:
     """
     check_name(name)
     entry = find(name)
-    index.forget(entry.image.name if entry else name)
-    _sweep(entry.recipe if entry else "")
+    with _replacing():
+        index.forget(entry.image.name if entry else name)
 
 
 def ids_for(image: Image, user: str | None) -> Ids:
