@@ -66,7 +66,7 @@ def test_a_check_that_hangs_is_killed(agents: Any, tmp_path: Path) -> None:
     assert done.code is None and "longer than 0.3 s" in done.said
     assert time.monotonic() - began < 4.5
     assert session.execute(["true"], 30).code == 0
-    leave = "sleep 1 & echo $! >&2; exit 0"
+    leave = "sleep 1000 & echo $! >&2; exit 0"
     left = session.execute(["sh", "-c", leave], 30).said.strip()
     gone = time.monotonic() + 20
     while session.execute(["sh", "-c", f"kill -0 {left}"], 30).code == 0:
