@@ -107,6 +107,7 @@ def test_a_docker_image_keeps_its_digest_and_health_check(
     """A Docker manifest is kept as it is: pulled, pushed elsewhere, it has the same digest."""
     put(layout_of(tmp_path / "l", BASE, **CONFIG), registry, "docker:1", "--format=v2s2")
     image = pulled(f"{registry.host}/docker:1")
+    assert image.config.healthcheck is not None
     first = store.inspect(image.name)["remote_digest"]
     _, digest = store.push(image.name, f"{registry.host}/else/where:9", OPEN)
     assert digest == first == store.inspect(image.name)["recipe"]
