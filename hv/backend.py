@@ -37,6 +37,7 @@ from bench.model import (
     Timeline,
 )
 from hv import memory, network, rootfs
+from hv.architecture import here
 from hv.connection import Connection
 from hv.domain import (
     DEFAULT_RAM_BYTES,
@@ -65,7 +66,7 @@ class VmBackend:
         direct: read the image past the host's page cache (O_DIRECT).
         accelerator: ``kvm`` or ``tcg`` to overrule what the probe finds; for development.
         verbose_console: keep all of the guest kernel's messages (costs time).
-        machine: a key of `hv.domain.MACHINES`.
+        machine: a key of `hv.domain.MACHINES`; by default the architecture's first.
     """
 
     name: str = "vm"
@@ -77,13 +78,14 @@ class VmBackend:
         direct: bool = False,
         accelerator: str = "",
         verbose_console: bool = False,
-        machine: str = "q35",
+        machine: str = "",
     ) -> None:
         self.context = context
         self.direct = direct
         self.forced = accelerator
         self.verbose_console = verbose_console
-        self.machine = MACHINES[machine]
+        self.architecture = here()
+        self.machine = MACHINES[machine or self.architecture.machines[0]]
         self._connection: Connection | None = None
         self._verdict: Verdict | None = None
         self._emulator: Emulator | None = None
@@ -254,6 +256,7 @@ class VmBackend:
                 disks=disks,
                 nic=network.nic(spec) if whole else None,
                 machine=self.machine,
+                architecture=self.architecture,
                 environment=self._environment(cgroup),
                 verbose_console=self.verbose_console,
                 disabled_features=verdict.disabled_features,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.model import InstanceSpec
+from hv.architecture import ARCHITECTURES, Architecture
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 CHANNEL_NAME = "org.hvct.agent"
@@ -32,8 +33,7 @@ class Machine:
 
 
 MACHINES: Mapping[str, Machine] = {
-    "q35": Machine("q35"),
-    "pc": Machine("pc"),
+    name: Machine(name) for architecture in ARCHITECTURES.values() for name in architecture.machines
 }
 
 # Device → slot on the root bus. Fixed, so that every guest enumerates the same tree.
@@ -43,16 +43,10 @@ SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7}
 _COMMAND_LINE = (
     "quiet",  # errors and worse reach the console: a panic, a kill for lack of memory
     "panic=-1",  # a panic resets at once, and a reset ends the domain
-    "reboot=t",  # by triple fault: no firmware to ask
-    "tsc=reliable",  # no calibration against other timers
-    "no_timer_check",
     "cryptomgr.notests=1",  # the crypto self tests take 0.2 s under TCG
-    "no5lvl",
     "nokaslr",
     "rdinit=/init",
 )
-# Patching out lock prefixes costs an emulator more than the prefixes do.
-_EMULATED_COMMAND_LINE = ("noreplace-smp",)
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,7 @@ class DomainPlan:
     disks: tuple[Disk, ...] = ()
     nic: Nic | None = None
     machine: Machine = MACHINES["q35"]
+    architecture: Architecture = ARCHITECTURES["x86_64"]
     environment: Mapping[str, str] = field(default_factory=dict)
     verbose_console: bool = False
     disabled_features: tuple[str, ...] = ()
@@ -120,9 +115,9 @@ def vcpu_count(spec: InstanceSpec) -> int:
 
 def command_line(plan: DomainPlan) -> str:
     """The guest kernel's command line."""
-    words = [*_COMMAND_LINE, "console=ttyS0"]
+    words = [*_COMMAND_LINE, *plan.architecture.words, f"console={plan.architecture.console}"]
     if plan.kind == "tcg":
-        words += _EMULATED_COMMAND_LINE
+        words += plan.architecture.emulated_words
         if plan.tsc_khz:  # measured while it boots on a busy host, it can be wrong four times over
             words.append(f"tsc_early_khz={plan.tsc_khz}")
     if plan.verbose_console:
@@ -145,10 +140,12 @@ def domain_xml(plan: DomainPlan) -> str:
     features = _add(domain, "features")
     if plan.machine.acpi:
         _add(features, "acpi")
-    _add(features, "apic")
+    for name in plan.architecture.features:
+        _add(features, name)
     _add_cpu(domain, plan)
     clock = _add(domain, "clock", offset="utc")
-    _add(clock, "timer", name="hpet", present="no")
+    if plan.architecture.hpet:
+        _add(clock, "timer", name="hpet", present="no")
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _text(domain, event, "destroy")
     _add_devices(domain, plan)
@@ -160,7 +157,7 @@ def domain_xml(plan: DomainPlan) -> str:
 
 def _add_boot(domain: ET.Element, plan: DomainPlan) -> None:
     boot = _add(domain, "os")
-    _text(boot, "type", "hvm", arch="x86_64", machine=plan.machine.type)
+    _text(boot, "type", "hvm", arch=plan.architecture.name, machine=plan.machine.type)
     _text(boot, "kernel", str(plan.kernel))
     _text(boot, "initrd", str(plan.initramfs))
     _text(boot, "cmdline", command_line(plan))
@@ -202,7 +199,8 @@ def _add_devices(domain: ET.Element, plan: DomainPlan) -> None:
         _place(nic, plan, "nic")
     console = _add(devices, "serial", type="file")
     _add(console, "source", path=str(plan.console))
-    _add(_add(console, "target", type="isa-serial", port="0"), "model", name="isa-serial")
+    target, model = plan.architecture.serial
+    _add(_add(console, "target", type=target, port="0"), "model", name=model)
     channel = _add(devices, "channel", type="unix")
     _add(channel, "source", mode="connect", path=str(plan.channel))
     _add(channel, "target", type="virtio", name=CHANNEL_NAME)

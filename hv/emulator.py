@@ -17,12 +17,12 @@ from pathlib import Path
 from bench.cache import cache_dir, lock, workspace
 from bench.command import run
 from bench.errors import HostCannot
+from hv.architecture import here
 
 PROCS_VARIABLE = "HVCT_CGROUP_PROCS"
 """Colon-separated ``cgroup.procs`` files that QEMU enters before it is executed."""
 
-QEMU = "qemu-system-x86_64"
-_MISSING = "install the package qemu-system-x86"
+_MISSING = "install it; hvct doctor names the package"
 
 _SCRIPT = """\
 #!/bin/sh
@@ -57,9 +57,10 @@ def emulator() -> Emulator:
     Raises:
         HostCannot: QEMU is not installed.
     """
-    found = shutil.which(QEMU)
+    program = here().qemu
+    found = shutil.which(program)
     if found is None:
-        raise HostCannot(f"{QEMU} is not installed", _MISSING)
+        raise HostCannot(f"{program} is not installed", _MISSING)
     qemu = Path(found).resolve()
     said = run([qemu, "--version"], hint=_MISSING).decode().splitlines()[0]
     version = said.partition("version ")[2].split()[0]

@@ -6,10 +6,12 @@ the guest kernel of this machine until the cache is deleted, so that runs stay c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import lzma
 import os
+import platform
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,8 +21,9 @@ from bench.cache import cache_dir, lock, workspace
 from bench.command import run
 from bench.errors import BadInput, HostCannot, HvctError
 from hv import vmlinux
+from hv.architecture import here
 
-METAPACKAGE = "linux-image-cloud-amd64"
+OWN = "this host's own kernel"
 _OFFLINE = "check the network, run apt-get update, or give a kernel with --kernel PATH"
 
 
@@ -129,15 +132,14 @@ def _depends(module: bytes) -> list[str]:
 
 def _fetch() -> GuestKernel:
     """Download the package the metapackage stands for; the metapackage itself is empty."""
+    metapackage = here().metapackage
     if shutil.which("apt-get") is None:
-        raise HostCannot(
-            "the guest kernel can only be fetched where apt is", "give one with --kernel PATH"
-        )
-    listed = run(["apt-cache", "depends", METAPACKAGE], hint=_OFFLINE).decode()
+        return own_kernel()
+    listed = run(["apt-cache", "depends", metapackage], hint=_OFFLINE).decode()
     names = [line.split(":", 1)[1].strip() for line in listed.splitlines() if "Depends:" in line]
     package = next((name for name in names if name.startswith("linux-image-")), "")
     if not package:
-        raise HostCannot(f"apt knows no {METAPACKAGE}", _OFFLINE)
+        raise HostCannot(f"apt knows no {metapackage}", _OFFLINE)
     with workspace("kernel") as folder:
         try:
             run(["apt-get", "download", package], cwd=folder, hint=_OFFLINE)
@@ -150,7 +152,7 @@ def _fetch() -> GuestKernel:
         version = run(["dpkg-deb", "-f", archive, "Version"]).decode().strip()
         run(["dpkg-deb", "-x", archive, folder / "unpacked"])
         image = next((folder / "unpacked" / "boot").glob("vmlinuz-*"))
-        release = vmlinux.release(image.read_bytes())
+        release = _release(image, image.read_bytes())
         packed_modules = folder / "unpacked" / "lib" / "modules" / release
         if not packed_modules.is_dir():
             packed_modules = folder / "unpacked" / "usr" / "lib" / "modules" / release
@@ -166,12 +168,55 @@ def _fetch() -> GuestKernel:
     return GuestKernel(release, final / "boot", final / release, digest, f"{package} {version}")
 
 
+def own_kernel(root: Path = Path("/"), release: str = "") -> GuestKernel:
+    """The kernel this host runs, as its distribution installed it: where there is no apt.
+
+    Args:
+        root: where the distribution's files are.
+        release: whose; of the running kernel by default.
+
+    Raises:
+        HostCannot: its file is not there, or its modules are not.
+    """
+    release = release or platform.release()
+    modules = root / "lib/modules" / release
+    for name in (f"boot/vmlinuz-{release}", f"lib/modules/{release}/vmlinuz", *_UNVERSIONED):
+        path = root / name
+        if not (path.is_file() and modules.is_dir()):
+            continue
+        try:
+            if name not in _UNVERSIONED or _release(path, path.read_bytes()) == release:
+                return dataclasses.replace(
+                    _from_file(path), modules=modules, source=f"{OWN} ({release})"
+                )
+        except BadInput:
+            continue
+    raise HostCannot(
+        f"there is no apt to fetch a guest kernel with, and {OWN} ({release}) is not in /boot or "
+        "/lib/modules",
+        "give one with --kernel PATH, its modules beside it or in /lib/modules",
+    )
+
+
+_UNVERSIONED = ("boot/vmlinuz-linux", "boot/vmlinuz-linux-lts", "boot/Image", "boot/vmlinuz")
+
+
+def _release(path: Path, data: bytes) -> str:
+    """A kernel's release: from the file itself, or from its name where that says nothing."""
+    if here().elf:
+        return vmlinux.release(data)
+    named = path.name.partition("-")[2]
+    if not named:
+        raise BadInput(f"{path} does not say which kernel it is", "name it vmlinuz-RELEASE")
+    return named
+
+
 def _from_file(path: Path) -> GuestKernel:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise BadInput(f"the kernel {path} cannot be read: {error.strerror}") from error
-    release = vmlinux.release(data)
+    release = _release(path, data)
     boot, digest = _unpacked(data)
     kept = cache_dir("kernel", "chosen") / digest
     if not kept.exists():
@@ -186,6 +231,8 @@ def _from_file(path: Path) -> GuestKernel:
 
 def _unpacked(image: bytes) -> tuple[bytes, str]:
     """What QEMU is to load and its digest: the ELF if it can be entered, else the bzImage."""
+    if not here().elf:
+        return image, hashlib.sha256(image).hexdigest()
     elf = vmlinux.unpack(image)
     boot = elf if vmlinux.boots_directly(elf) else image
     return boot, hashlib.sha256(boot).hexdigest()

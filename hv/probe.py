@@ -23,6 +23,7 @@ from bench.cache import cache_dir, lock, publish, workspace
 from bench.command import run
 from bench.errors import HvctError
 from bench.model import Accelerator, ProbeStage
+from hv.architecture import here
 from hv.emulator import Emulator
 
 KVM = Path("/dev/kvm")
@@ -163,6 +164,8 @@ def payload_verdict(emulator: Emulator) -> Verdict:
         os.close(os.open(KVM, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return _tcg(f"/dev/kvm cannot be opened: {error.strerror}")
+    if not here().payload:
+        return _kvm("/dev/kvm can be opened, and the guest kernel booted under it")
     first = run_payload(emulator, "kvm", "host")
     if first.passed:
         return _kvm(f"a guest ran at {first.mips:.0f} MIPS")

@@ -24,6 +24,7 @@ import gc
 import grp
 import json
 import os
+import platform
 import pwd
 import selectors
 import signal
@@ -99,7 +100,7 @@ class Worker:
         )
         for kind in kinds:
             with contextlib.suppress(libvirt.libvirtError):
-                self.connection.getDomainCapabilities(emulator, "x86_64", machine, kind)
+                self.connection.getDomainCapabilities(emulator, platform.machine(), machine, kind)
 
     def serve(self) -> None:
         """Handle events until the harness goes."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+from bench.errors import HostCannot
 from bench.model import Image, ImageConfig, InstanceSpec, Limits, MemoryBasis
 from hv import memory
+from hv.architecture import ARCHITECTURES, here
 from hv.domain import (
+    MACHINES,
     QEMU_NAMESPACE,
     Disk,
     DomainPlan,
@@ -168,3 +172,29 @@ def test_the_counters_rate_is_measured_alike_every_time() -> None:
     first = host_tsc_khz()
     host_tsc_khz.cache_clear()
     assert host_tsc_khz() == pytest.approx(first, rel=1e-3)
+
+
+def test_another_architecture_is_another_row_of_the_table() -> None:
+    """On aarch64: its machine, serial port, interrupt controller and console; nothing of x86."""
+    arm = ARCHITECTURES["aarch64"]
+    plan = dataclasses.replace(
+        PLAN, kind="tcg", architecture=arm, machine=MACHINES[arm.machines[0]], tsc_khz=0
+    )
+    domain = parse(plan)
+    kind = domain.find("os/type")
+    assert kind is not None and (kind.get("arch"), kind.get("machine")) == ("aarch64", "virt")
+    assert domain.find("features/gic") is not None and domain.find("features/apic") is None
+    assert not domain.findall("clock/timer")
+    target = domain.find("devices/serial/target")
+    assert target is not None and target.get("type") == "system-serial"
+    assert domain.find("devices/serial/target/model[@name='pl011']") is not None
+    words = command_line(plan).split()
+    assert "console=ttyAMA0" in words and "rdinit=/init" in words
+    assert not {"reboot=t", "tsc=reliable", "no5lvl", "noreplace-smp"} & set(words)
+
+
+def test_what_no_table_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines of an architecture that is not in the table are not attempted."""
+    monkeypatch.setattr(platform, "machine", lambda: "s390x")
+    with pytest.raises(HostCannot, match="no virtual machines on s390x"):
+        here()

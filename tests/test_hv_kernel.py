@@ -16,7 +16,7 @@ from bench.agent.build import agent_path
 from bench.errors import BadInput, HostCannot
 from hv import vmlinux
 from hv.initramfs import CHANNEL_MODULES, DISK_MODULES, NETWORK_MODULES, cpio, initramfs
-from hv.kernel import GuestKernel, guest_kernel, module_closure
+from hv.kernel import GuestKernel, guest_kernel, module_closure, own_kernel
 
 ELF = b"\x7fELF\x02\x01" + bytes(10) + b"Linux version 6.1.0-test (who) #1 " + bytes(4000)
 
@@ -93,6 +93,38 @@ def test_distribution_kernel_is_ready(kernel: GuestKernel) -> None:
     assert vmlinux.release(data) == kernel.release
     assert kernel.modules is not None and kernel.modules.name == kernel.release
     assert guest_kernel() == kernel
+
+
+def another_distribution(kernel: GuestKernel, root: Path, name: str) -> None:
+    """A root that holds the kernel as another distribution installs it."""
+    for place in (root / name, root / "lib/modules" / kernel.release / "kernel"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    (root / name).symlink_to(kernel.boot)
+    (root / "lib/modules" / kernel.release / "kernel").symlink_to(kernel.modules or "")
+
+
+@pytest.mark.parametrize(
+    "name", ["boot/vmlinuz-{}", "lib/modules/{}/vmlinuz", "boot/vmlinuz-linux"]
+)
+def test_where_there_is_no_apt_guests_run_the_hosts_kernel(
+    kernel: GuestKernel, name: str, tmp_path: Path
+) -> None:
+    """Found where Fedora and Arch Linux keep it, with the host's modules; said in its source."""
+    another_distribution(kernel, tmp_path, name.format(kernel.release))
+    found = own_kernel(tmp_path, kernel.release)
+    assert (found.release, found.digest) == (kernel.release, kernel.digest)
+    assert found.source == f"this host's own kernel ({kernel.release})"
+    modules = module_closure(found.modules, (*CHANNEL_MODULES, *DISK_MODULES))
+    assert all(path.is_relative_to(tmp_path) for path in modules)
+
+
+def test_a_kernel_of_another_release_is_not_taken(kernel: GuestKernel, tmp_path: Path) -> None:
+    """A file without a release in its name must be the kernel that runs; else --kernel is named."""
+    another_distribution(kernel, tmp_path, "boot/vmlinuz-linux")
+    (tmp_path / "lib/modules/9.9.9-arch1").mkdir(parents=True)
+    with pytest.raises(HostCannot, match=r"9\.9\.9-arch1") as caught:
+        own_kernel(tmp_path, "9.9.9-arch1")
+    assert "--kernel" in caught.value.hint
 
 
 def test_modules_come_after_what_they_need(kernel: GuestKernel) -> None:

@@ -294,7 +294,17 @@ def accelerator(capabilities: Sequence[Capability]) -> Iterator[Finding]:
                 "a comparison with it does not begin: leave it out with --arms",
                 found.remedy,
             )
-        elif found.accelerator.emulated:
+            continue
+        if found.details.get("kernel", "").startswith("this host's own kernel"):
+            yield Finding(
+                "kernel.guest-is-host",
+                "info",
+                f"guests of {found.backend} run {found.details['kernel']}",
+                "it has more built in than a cloud kernel, so guests start later and need more "
+                "memory; in return both arms have one kernel",
+                "a cloud kernel by --kernel FILE, its modules beside it",
+            )
+        if found.accelerator.emulated:
             there = os.path.exists("/dev/kvm")
             yield Finding(
                 "kvm.unproven" if there else "kvm.absent",
