@@ -53,7 +53,7 @@ def image(tmp_path: Path) -> Command:
 
 def test_certificate_password_and_login(image: Command, registry: Registry) -> None:
     """Each thing that is missing is told with what to do, and each way of giving it works."""
-    there = f"{registry.host}/team/bb:1"
+    there = f"{registry.host}/team/certificate-not-found:eof"  # words that errors hold too
     ca = f"--cert-dir={registry.certificates}"
     once = ("--username", USER, "--password-stdin")
     assert image("build", "busybox").code == 0
@@ -77,9 +77,9 @@ def test_certificate_password_and_login(image: Command, registry: Registry) -> N
     assert refused.code == 2 and "does not give access" in refused.err
     assert not (image.folder / "logins.json").exists()
     assert image("login", registry.host, ca, *once, said=PASSWORD).code == 0
-    pulled = image("pull", f"{registry.host}/team/bb@{digest}", ca)
+    pulled = image("pull", f"{registry.host}/team/certificate-not-found@{digest}", ca)
     assert pulled.code == 0, pulled.err
-    assert image("remove", f"{registry.host}/team/bb@{digest}").code == 0
+    assert image("remove", f"{registry.host}/team/certificate-not-found@{digest}").code == 0
     (image.folder / "logins.json").rename(image.folder / "elsewhere.json")
     authfile = f"--authfile={image.folder / 'elsewhere.json'}"
     assert image("pull", there, ca).code == 2

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from registries import Registry, put, serving
@@ -255,6 +257,57 @@ def test_damage_and_size(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"[Dd]igest"):
         store.pull(name, OPEN)
     assert digest not in kept() and index.entries() == []
+
+
+class Liar(BaseHTTPRequestHandler):
+    """A registry that answers every question for a manifest or blob with the same bytes."""
+
+    answers: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        """Answer by the kind of question alone."""
+        kind = next((key for key in self.answers if f"/{key}" in self.path), "")
+        body = self.answers.get(kind, b"{}")
+        self.send_response(200)
+        kind = "image.index.v1" if b'"manifests"' in body else "image.manifest.v1"
+        self.send_header("Content-Type", f"application/vnd.oci.{kind}+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_registry_that_lies() -> None:
+    """A manifest, one of an index or a configuration with another digest is refused."""
+    kind = "application/vnd.oci.image"
+    false = "sha256:" + "0a" * 32
+    part = {"mediaType": f"{kind}.config.v1+json", "digest": false, "size": 2}
+    manifest = json.dumps({"schemaVersion": 2, "config": part, "layers": []}).encode()
+    platform = {"architecture": host_architecture(), "os": "linux"}
+    child = {"mediaType": f"{kind}.manifest.v1+json", "digest": false, "size": 9}
+    document = {"schemaVersion": 2, "manifests": [{**child, "platform": platform}]}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            name = f"127.0.0.1:{server.server_port}/lies"
+            for answers, wanted in (
+                ({"manifests": manifest}, f"{name}@{false}"),  # not that digest
+                ({"manifests": manifest, "blobs": b"{}"}, f"{name}:1"),  # a false configuration
+                (
+                    {"manifests/1": json.dumps(document).encode(), "manifests/sha": manifest},
+                    f"{name}:1",  # a false manifest in the index
+                ),
+            ):
+                Liar.answers = answers
+                with pytest.raises(BadInput, match=r"[Dd]igest|does not match"):
+                    store.pull(wanted, OPEN)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert index.entries() == [] and kept() == set()
 
 
 def test_imports_are_pushed_as_they_came(registry: Registry, tmp_path: Path) -> None:
