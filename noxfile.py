@@ -136,3 +136,9 @@ def chaos(session: nox.Session) -> None:
     session.run(
         sys.executable, "-m", "pytest", "tests/test_faults_chaos.py", *session.posargs, env=env
     )  # fmt: skip
+
+
+@nox.session(default=False)
+def security(session: nox.Session) -> None:
+    """Write the table of docs/security.md: what Docker and each arm refuse, tried on this host."""
+    session.run(sys.executable, "tests/escapes.py", env={"PYTHONPATH": str(ROOT)})

@@ -1,7 +1,7 @@
 """How a container is confined: Docker's defaults where they mean something here.
 
 Two deliberate differences, both in the direction of less: CAP_MKNOD is dropped (see
-`bench.agent.launch_record`), and no_new_privs is set, because the filter is loaded after
+`bench.agent.confinement`), and no_new_privs is set, because the filter is loaded after
 CAP_SYS_ADMIN is gone. What that is worth beside Docker's is in docs/security.md.
 """
 
@@ -10,26 +10,10 @@ from __future__ import annotations
 import os
 from functools import cache
 
-from bench.agent.launch_record import CAPABILITY_MASK
+from bench.agent.confinement import CAPABILITY_MASK, MASKED, READ_ONLY
 from bench.agent.seccomp import seccomp_program
 from ct import steps
 from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Step
-
-MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 @cache

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from bench.agent.build import agent_path
+from bench.agent.confinement import MASKED, READ_ONLY
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.cgroup import Cgroup, CgroupLimits
@@ -325,6 +326,9 @@ class VmBackend:
         guest = [("guest.module", name) for name in archive.modules(*groups)]
         guest += rootfs.guest_keys(spec) + network.guest_keys(spec)
         same = spec.security is Security.SAME
+        if same:
+            guest += [("guest.mask", path) for path in MASKED]
+            guest += [("guest.read_only", path) for path in READ_ONLY]
         return run_record(spec, guest, seccomp=seccomp_program() if same else b"")
 
     # -- by running something --------------------------------------------------------

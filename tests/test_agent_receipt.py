@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bench.agent.launch_record import CAPABILITY_MASK, workload_rlimits
+from bench.agent.confinement import CAPABILITY_MASK
+from bench.agent.launch_record import workload_rlimits
 from bench.agent.session import AgentSession, run_record
 from bench.identity import FIELDS, FieldClass, derived
 from bench.model import Event, Ids, Image, ImageConfig, InstanceSpec, ReceiptLevel, Security

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.agent.launch_record import CAPABILITY_MASK
+from bench.agent.confinement import CAPABILITY_MASK
 from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run

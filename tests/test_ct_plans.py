@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.agent.launch_record import CAPABILITY_MASK
+from bench.agent.confinement import CAPABILITY_MASK
 from bench.agent.seccomp import NAMESPACE_FLAGS, seccomp_program
 from bench.context import RunContext
 from bench.errors import Refused

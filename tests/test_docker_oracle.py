@@ -5,6 +5,7 @@ What differs on purpose is in DIFFERS, with what is there instead; docs/docker.m
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -45,6 +46,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
     """A journaled run."""
     with open_run(tmp_path_factory.mktemp("run")) as run:
         yield run
+
+
+USUAL_CACHE = os.environ.get("XDG_CACHE_HOME")
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +244,10 @@ IN_A_GUEST = {
 
 @pytest.mark.vm
 def test_a_vm_answers_the_same(
-    docker: Engine, context: RunContext, images: dict[str, Image]
+    docker: Engine,
+    context: RunContext,
+    images: dict[str, Image],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every facet, the stop signal, output and status: in a VM as by Docker."""
     case = Case("named", ("wait",))
@@ -249,6 +256,10 @@ def test_a_vm_answers_the_same(
         context, images["named"], case, security=Security.SAME, output=OutputMode.STREAM
     )
     assert wanted.stop_signal == signal.SIGTERM
+    if USUAL_CACHE is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", USUAL_CACHE)  # where the guest's kernel is
     with VmBackend(context) as arm:
         arm.prepare(wanted)
         with arm.launch(wanted) as instance:

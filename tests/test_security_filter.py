@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from engine import Engine, layer_of, save_archive
 
-from bench.agent.launch_record import CAPABILITIES
+from bench.agent.confinement import CAPABILITIES, MASKED, READ_ONLY
 from bench.agent.seccomp import COMMON, NEWEST, seccomp_program
 from bench.image.busybox import find_busybox
-from ct import security
 
 pytestmark = pytest.mark.root
 pyseccomp = pytest.importorskip("pyseccomp")
@@ -143,8 +142,8 @@ def test_what_nobody_judged_is_not_there() -> None:
 
 def test_paths_and_capabilities_are_at_least_dockers(theirs: dict[str, Any]) -> None:
     """Masked and read-only paths contain Docker's, capabilities are among Docker's."""
-    assert set(theirs["linux"]["maskedPaths"]) <= set(security.MASKED)
-    assert set(theirs["linux"]["readonlyPaths"]) <= set(security.READ_ONLY)
+    assert set(theirs["linux"]["maskedPaths"]) <= set(MASKED)
+    assert set(theirs["linux"]["readonlyPaths"]) <= set(READ_ONLY)
     for name in ("bounding", "permitted", "effective"):
         given = theirs["process"]["capabilities"][name]
         assert {f"CAP_{one}" for one in CAPABILITIES} == {*given} - {"CAP_MKNOD"}

@@ -105,7 +105,7 @@ struct run {
     size_t seccomp_bytes;
     struct guest {
         bool wanted;
-        const char **modules, *root, *scratch, *address, *neighbour, *thp;
+        const char **modules, **masked, **read_only, *root, *scratch, *address, *neighbour, *thp;
         uint64_t writable_bytes, writable_inodes, shm_bytes, pids;
     } guest;
 };

@@ -354,6 +354,27 @@ static int name_machine(const struct run *run) {
     return 0;
 }
 
+/* What ct/security.py has done to a container's /proc and /sys; what the kernel lacks is fine. */
+static int confine(const struct guest *guest) {
+    static const unsigned long bound =
+        MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    struct stat info;
+    for (const char **path = guest->masked; *path; path++) {
+        if (stat(*path, &info))
+            continue;
+        bool folder = S_ISDIR(info.st_mode);
+        if (mount(folder ? "tmpfs" : "/dev/null", *path, "tmpfs",
+                  folder ? MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC : MS_BIND,
+                  folder ? "size=4k,nr_inodes=2" : NULL))
+            return fail("guest.mask", *path);
+    }
+    for (const char **path = guest->read_only; *path; path++)
+        if (stat(*path, &info) == 0 &&
+            (mount(*path, *path, NULL, MS_BIND, NULL) || mount(NULL, *path, NULL, bound, NULL)))
+            return fail("guest.read_only", *path);
+    return 0;
+}
+
 /* A kernel decides by its memory's size; here it is as on the host, whatever the size. */
 static int set_huge_pages(const char *mode) {
     static const char path[] = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -377,5 +398,5 @@ int guest_set_up(const struct run *run) {
         return -1;
     if (guest->pids && limit_pids(guest->pids))
         return -1;
-    return switch_root() || name_machine(run) ? -1 : 0;
+    return switch_root() || name_machine(run) || confine(guest) ? -1 : 0;
 }

@@ -10,30 +10,10 @@ import functools
 import resource
 from collections.abc import Sequence
 
+from bench.agent.confinement import CAPABILITY_MASK
 from bench.model import InstanceSpec, OutputMode, ReceiptLevel, Security
 
 UMASK = "0022"
-
-CAPABILITIES = {
-    "CHOWN": 0,
-    "DAC_OVERRIDE": 1,
-    "FOWNER": 3,
-    "FSETID": 4,
-    "KILL": 5,
-    "SETGID": 6,
-    "SETUID": 7,
-    "SETPCAP": 8,
-    "NET_BIND_SERVICE": 10,
-    "NET_RAW": 13,
-    "SYS_CHROOT": 18,
-    "AUDIT_WRITE": 29,
-    "SETFCAP": 31,
-}
-"""What a confined workload may keep, with the numbers of capability.h: what container engines
-leave by default, but not MKNOD. They have a device control group that makes it harmless; without
-one a block device made in /dev would open the host's disks."""
-
-CAPABILITY_MASK = sum(1 << number for number in CAPABILITIES.values())
 
 _MIB = 1 << 20
 _WANTED: tuple[tuple[str, int, int], ...] = (

@@ -119,14 +119,17 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
 
 /* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. */
 const char *run_parse(struct run *run, char *data, size_t length) {
-    size_t parts = 0, args = 0, envs = 0, modules = 0;
+    size_t parts = 0, args = 0, envs = 0, modules = 0, masked = 0, read_only = 0;
     for (size_t i = 0; i < length; i++)
         parts += data[i] == 0;
     *run = (struct run){.cwd = "/", .umask = 022, .output_limit = UINT64_MAX};
     run->argv = calloc(parts + 1, sizeof *run->argv);
     run->env = calloc(parts + 1, sizeof *run->env);
     run->guest.modules = calloc(parts + 1, sizeof *run->guest.modules);
-    if (!run->argv || !run->env || !run->guest.modules)
+    run->guest.masked = calloc(parts + 1, sizeof *run->guest.masked);
+    run->guest.read_only = calloc(parts + 1, sizeof *run->guest.read_only);
+    if (!run->argv || !run->env || !run->guest.modules || !run->guest.masked ||
+        !run->guest.read_only)
         return "out of memory";
     for (char *key = data; key < data + length;) {
         char *value = strchr(key, '=');
@@ -141,6 +144,10 @@ const char *run_parse(struct run *run, char *data, size_t length) {
             run->env[envs++] = value;
         else if (!strcmp(key, "guest.module"))
             run->guest.modules[modules++] = value;
+        else if (!strcmp(key, "guest.mask"))
+            run->guest.masked[masked++] = value;
+        else if (!strcmp(key, "guest.read_only"))
+            run->guest.read_only[read_only++] = value;
         else if (!parse_pair(run, key, value, &known) || !known)
             return key;
         key = next;

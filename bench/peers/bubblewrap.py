@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.agent.launch_record import CAPABILITY_MASK
+from bench.agent.confinement import CAPABILITY_MASK
 from bench.agent.seccomp import seccomp_program
 from bench.model import InstanceSpec, Security
 from bench.peers.backend import AGENT, Command, PeerBackend, hosts_of

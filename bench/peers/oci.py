@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.agent.launch_record import CAPABILITY_MASK
+from bench.agent.confinement import CAPABILITY_MASK, MASKED, READ_ONLY
 from bench.agent.seccomp import DENIED, NAMESPACE_FLAGS
 from bench.context import RUN_VARIABLE
 from bench.errors import HvctError
@@ -23,12 +23,6 @@ from bench.peers.capabilities import capability_names, held
 NAMESPACES = ("pid", "mount", "network", "ipc", "uts", "cgroup")
 PERIOD_US = 100_000
 EPERM, ENOSYS = 1, 38
-MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
-    "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-)  # fmt: skip
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 class OciBackend(PeerBackend):
