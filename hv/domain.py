@@ -45,7 +45,6 @@ _COMMAND_LINE = (
     "panic=-1",  # a panic resets at once, and a reset ends the domain
     "cryptomgr.notests=1",  # the crypto self tests take 0.2 s under TCG
     "nokaslr",
-    "rdinit=/init",
 )
 
 
@@ -115,7 +114,9 @@ def vcpu_count(spec: InstanceSpec) -> int:
 
 def command_line(plan: DomainPlan) -> str:
     """The guest kernel's command line."""
-    words = [*_COMMAND_LINE, *plan.architecture.words, f"console={plan.architecture.console}"]
+    words = [*_COMMAND_LINE, *plan.architecture.words]
+    # After those that the kernel may not know as its own: it drops what it kept for /init so far.
+    words += ["rdinit=/init", f"console={plan.architecture.console}"]
     if plan.kind == "tcg":
         words += plan.architecture.emulated_words
         if plan.tsc_khz:  # measured while it boots on a busy host, it can be wrong four times over

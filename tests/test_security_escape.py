@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from bench.journal import open_run
 from engine import Engine
 from escapes import COLUMNS, PAGE, Results, Verdict, attempt_everywhere, published, verdict
+
+from bench.journal import open_run
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 
