@@ -4,6 +4,8 @@
  *
  *     escape HOST_PID      one line per attempt: title, a tab, 0 or errno (250: killed)
  *     escape who           exit status 0 when the effective user is root
+ *
+ * More than 400 lines, because it is one list: an attempt says what it does in its few lines.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
