@@ -356,21 +356,17 @@ static int name_machine(const struct run *run) {
 
 /* What ct/security.py has done to a container's /proc and /sys; what the kernel lacks is fine. */
 static int confine(const struct guest *guest) {
-    static const unsigned long bound =
-        MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    const unsigned long safe = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
     struct stat info;
-    for (const char **path = guest->masked; *path; path++) {
-        if (stat(*path, &info))
-            continue;
-        bool folder = S_ISDIR(info.st_mode);
-        if (mount(folder ? "tmpfs" : "/dev/null", *path, "tmpfs",
-                  folder ? MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC : MS_BIND,
-                  folder ? "size=4k,nr_inodes=2" : NULL))
+    for (const char **path = guest->masked; *path; path++)
+        if (stat(*path, &info) == 0 &&
+            (S_ISDIR(info.st_mode) ? mount("tmpfs", *path, "tmpfs", safe, "size=4k,nr_inodes=2")
+                                   : mount("/dev/null", *path, NULL, MS_BIND, NULL)))
             return fail("guest.mask", *path);
-    }
     for (const char **path = guest->read_only; *path; path++)
         if (stat(*path, &info) == 0 &&
-            (mount(*path, *path, NULL, MS_BIND, NULL) || mount(NULL, *path, NULL, bound, NULL)))
+            (mount(*path, *path, NULL, MS_BIND, NULL) ||
+             mount(NULL, *path, NULL, MS_BIND | MS_REMOUNT | safe, NULL)))
             return fail("guest.read_only", *path);
     return 0;
 }
