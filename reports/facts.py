@@ -100,6 +100,16 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(label, text)]
 
 
+def host(run: RunReport) -> list[tuple[str, str]]:
+    """The host's facts; what it is not vulnerable to stands in one row."""
+    start, clear = "kernel mitigations ", "Not affected"
+    rows = flat(run.host)
+    names = [name.removeprefix(start) for name, text in rows
+             if name.startswith(start) and text == clear]  # fmt: skip
+    kept = [row for row in rows if row[0].removeprefix(start) not in names or row[1] != clear]
+    return [*kept, (start + "not needed for", ", ".join(names))] if names else kept
+
+
 def descriptions(run: RunReport) -> list[dict[str, Any]]:
     """What each arm said it had set up: short facts as rows, long ones as blocks."""
     labels = {arm.name: arm.label for arm in run.arms}

@@ -68,7 +68,7 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
     sheets = ["report.css", "print.css" if for_print else "screen.css"]
     first = data.runs[0]
     joint = charts.joint(data)
-    contents = _contents(runs)
+    contents = _contents(runs, [item.scope for item in data.merged])
     half = (len(contents) + 1) // 2
     return {
         "title": data.title,
@@ -92,12 +92,14 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
     }
 
 
-def _contents(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _contents(runs: Sequence[Mapping[str, Any]], merged: Sequence[str]) -> list[dict[str, str]]:
     """Every section; with several runs, those of one stand under its name."""
     entries: list[dict[str, str]] = []
     if len(runs) > 1:
         entries += [{"id": "joint", "title": "The runs"},
                     {"id": "joint-results", "title": "The same questions, run by run"}]  # fmt: skip
+        entries += [{"id": f"merged-{n}", "title": f"The runs as one: {scope}"}
+                    for n, scope in enumerate(merged, 1)]  # fmt: skip
     for run in runs:
         prefix = run["prefix"]
         if len(runs) > 1:
@@ -197,7 +199,7 @@ def _run(
         "them are in report.json.",
         "disturbances": facts.disturbances(run),
         "robustness": run.robustness,
-        "host_rows": list(facts.flat(run.host)),
+        "host_rows": facts.host(run),
         "provenance": facts.provenance(run),
         "descriptions": facts.descriptions(run),
     }  # fmt: skip
