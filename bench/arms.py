@@ -25,15 +25,22 @@ class Arm:
     options: dict[str, object] = field(default_factory=dict)
     peer: bool = False
 
+    @property
+    def guest(self) -> bool:
+        """Whether it has a kernel of its own: a virtual machine, however it is started."""
+        return self.backend in ("vm", "qemu")
+
 
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("vm", "vm", "virtual machine through libvirt"),
         Arm("vm:direct", "vm", "virtual machine, image read past the host's page cache", {"direct": True}),
+        Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),
+        Arm("qemu", "qemu", "virtual machine by QEMU alone, without libvirt", peer=True),
         Arm("runc", "runc", "the OCI reference runtime, runc run", peer=True),
         Arm("crun", "crun", "the OCI runtime in C, crun run", peer=True),
         Arm("bwrap", "bwrap", "bubblewrap, given the same namespaces, capabilities and filter", peer=True),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench import schedule, spec, store
+from bench.arms import ARMS
 from bench.backend import Backend
 from bench.context import RunContext
 from bench.disturbances import wait_quiet
@@ -173,7 +174,7 @@ class Campaign:
         known = {(item["arm"], item["workload"]): item["receipt"] for item in self.run["receipts"]}
         descriptions = dict(self.run.get("descriptions", {}))
         # The arm that starts quickest lists the files, for all.
-        arms = sorted(self.plan.arms, key=lambda arm: arm.startswith("vm"))
+        arms = sorted(self.plan.arms, key=lambda arm: ARMS[arm].guest)
         for workload in self.plan.workloads:
             libraries: list[str] | None = None
             for arm in arms:

@@ -83,7 +83,7 @@ def usable_memory(run: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         size, available = limit.get("memory_bytes"), item["receipt"].get("mem_available_bytes")
         known = ARMS.get(item["arm"])
-        guest = known is not None and known.backend == "vm"
+        guest = known is not None and known.guest
         if not guest or limit.get("memory_basis") != MemoryBasis.USABLE:
             continue
         if not isinstance(size, int) or size <= 0:

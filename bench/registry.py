@@ -16,6 +16,12 @@ def _vm(context: RunContext, options: dict[str, Any]) -> Backend:
     return VmBackend(context, **options)
 
 
+def _qemu(context: RunContext, options: dict[str, Any]) -> Backend:
+    from hv.qemu import QemuBackend
+
+    return QemuBackend(context, **options)
+
+
 def _container(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.backend import ContainerBackend
 
@@ -66,6 +72,7 @@ def _podman(context: RunContext, options: dict[str, Any]) -> Backend:
 
 BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "vm": _vm,
+    "qemu": _qemu,
     "container": _container,
     "process": _process,
     "runc": _runc,

@@ -172,7 +172,7 @@ def _receipts_held(plan: Plan) -> list[dict[str, object]]:
     return [
         {"arm": arm, "workload": workload.name, "receipt": {}}
         for arm in plan.arms
-        if ARMS[arm].backend == "vm"
+        if ARMS[arm].guest
         for workload in plan.workloads
     ]
 

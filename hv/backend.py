@@ -14,7 +14,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,7 +39,7 @@ from bench.model import (
 )
 from hv import memory, network, rootfs
 from hv.architecture import here
-from hv.connection import Connection
+from hv.connection import Connection, DomainLink
 from hv.domain import (
     DEFAULT_RAM_BYTES,
     MACHINES,
@@ -52,7 +52,7 @@ from hv.domain import (
 from hv.emulator import PROCS_VARIABLE, Emulator, emulator
 from hv.initramfs import Initramfs, initramfs
 from hv.instance import VmInstance
-from hv.kernel import GuestKernel, guest_kernel
+from hv.kernel import GuestKernel, guest_kernel, packed_kernel
 from hv.probe import Verdict, decide, stages
 from hv.tsc import host_tsc_khz
 
@@ -68,6 +68,8 @@ class VmBackend:
         accelerator: ``kvm`` or ``tcg`` to overrule what the probe finds; for development.
         verbose_console: keep all of the guest kernel's messages (costs time).
         machine: a key of `hv.domain.MACHINES`; by default the architecture's first.
+        stock: as libvirt and the distribution do by themselves: every check of the CPU, and the
+            kernel as a bzImage that unpacks itself.
     """
 
     name: str = "vm"
@@ -80,6 +82,7 @@ class VmBackend:
         accelerator: str = "",
         verbose_console: bool = False,
         machine: str = "",
+        stock: bool = False,
     ) -> None:
         self.context = context
         self.direct = direct
@@ -87,6 +90,7 @@ class VmBackend:
         self.verbose_console = verbose_console
         self.architecture = here()
         self.machine = MACHINES[machine or self.architecture.machines[0]]
+        self.stock = stock
         self._connection: Connection | None = None
         self._verdict: Verdict | None = None
         self._emulator: Emulator | None = None
@@ -124,6 +128,11 @@ class VmBackend:
         return self._kernel
 
     @property
+    def boots(self) -> Path:
+        """The file that QEMU loads as the guest's kernel."""
+        return packed_kernel(self.kernel, self.context.kernel) if self.stock else self.kernel.boot
+
+    @property
     def connection(self) -> Connection:
         """The worker, started on first use, and again after somebody killed it."""
         if self._connection is not None and not self._connection.alive:
@@ -150,19 +159,19 @@ class VmBackend:
         if os.geteuid() != 0:
             return Capability(self.name, False, "not root", "run hvct as root")
         try:
-            connection = self.connection
+            version = self.ready()
             verdict = self.verdict
         except HvctError as error:
             return Capability(self.name, False, error.message, error.hint)
         return Capability(
             self.name,
             True,
-            version=f"QEMU {self.emulator.version}, libvirt {connection.libvirt_version}",
+            version=version,
             accelerator=verdict.accelerator,
             details={
                 "kernel": self.kernel.source,
                 "guest release": self.kernel.release,
-                "libvirt": connection.uri,
+                "libvirt": "" if self._connection is None else self._connection.uri,
                 "disabled CPU features": " ".join(verdict.disabled_features),
             },
         )
@@ -171,11 +180,26 @@ class VmBackend:
         """Both stages of the KVM probe, done now."""
         return stages(self.emulator, self.try_boot)
 
+    def ready(self) -> str:
+        """Start the worker; the versions of what runs guests here."""
+        version = self.connection.libvirt_version
+        return f"QEMU {self.emulator.version}, libvirt {version}"
+
+    def start(self, plan: DomainPlan) -> tuple[DomainLink, Mapping[str, object]]:
+        """Have a planned domain started; what to follow it by, and what it was started as."""
+        connection, xml = self.connection, domain_xml(plan)
+        link = connection.start(plan.name, xml, plan.channel)
+        return link, {
+            "domain_xml": xml,
+            "libvirt": connection.libvirt_version,
+            "libvirt_uri": connection.uri,
+        }
+
     def files_read(self, image: Image) -> list[Path]:
         """What a start reads through the host's page cache: image, kernel, initramfs, QEMU."""
         own = [] if self.direct else [image.path]
         archives = [archive.path for archive in self._initramfs.values()]
-        return [*own, self.kernel.boot, *archives, self.emulator.qemu]
+        return [*own, self.boots, *archives, self.emulator.qemu]
 
     def helpers(self) -> tuple[int, ...]:
         """The process id of the worker that holds libvirt, once it runs."""
@@ -186,7 +210,7 @@ class VmBackend:
         self.check(spec)
         if self.verdict.accelerator.emulated:
             host_tsc_khz()
-        _ = self.connection
+        self.ready()
         self._archive(spec)
         self._size(spec)
         if spec.security is Security.SAME:
@@ -228,7 +252,7 @@ class VmBackend:
         whole: bool = True,
     ) -> VmInstance:
         """Not `whole`, the guest boots to its agent and no further: no disk, no card, no RUN."""
-        connection = self.connection
+        self.ready()
         with contextlib.ExitStack() as resources:
             disks: tuple[Disk, ...] = ()
             if whole:
@@ -250,7 +274,7 @@ class VmBackend:
                 memory_bytes=size.ram_bytes,
                 vcpus=vcpu_count(spec),
                 emulator=self.emulator.wrapper,
-                kernel=self.kernel.boot,
+                kernel=self.boots,
                 initramfs=archive.path,
                 channel=files / f"{spec.id}.sock",
                 console=files / f"{spec.id}.console",
@@ -263,12 +287,12 @@ class VmBackend:
                 disabled_features=verdict.disabled_features,
                 cpu_set=spec.cpu_set if cgroup is None else (),
                 tsc_khz=host_tsc_khz() if verdict.accelerator.emulated else 0,
+                trimmed=not self.stock,
             )
-            xml = domain_xml(plan)
-            link = connection.start(plan.name, xml, plan.channel)
+            link, started_as = self.start(plan)
             # While libvirt works, as a container's is made while the launcher works.
             pairs = self._pairs(spec, archive) if whole else None
-            facts = self._facts(plan, size, verdict, connection, xml)
+            facts = {**self._facts(plan, size, verdict), **started_as}
             return VmInstance(
                 spec,
                 timeline,
@@ -293,11 +317,8 @@ class VmBackend:
         plan: DomainPlan,
         size: memory.Size,
         verdict: Verdict,
-        connection: Connection,
-        xml: str,
     ) -> dict[str, object]:
         return {
-            "domain_xml": xml,
             "kernel": self.kernel.source,
             "kernel_digest": self.kernel.digest,
             "guest_ram_bytes": size.ram_bytes,
@@ -307,8 +328,6 @@ class VmBackend:
             "accelerator_reason": verdict.accelerator.reason,
             "image_cache": plan.disks[0].cache if plan.disks else "",
             "qemu": self.emulator.version,
-            "libvirt": connection.libvirt_version,
-            "libvirt_uri": connection.uri,
             "join": "cgroup.procs before exec" if PROCS_VARIABLE in plan.environment else "none",
         }
 

@@ -54,6 +54,7 @@ class DomainLink:
     pidfd: int = -1
     channel: socket.socket | None = None
     failure: str = ""
+    words: str = ""  # what QEMU printed last, where we read that ourselves
     status: int | None = None
     usage: dict[str, float] = field(default_factory=dict)
     forgotten: bool = False

@@ -79,6 +79,7 @@ class DomainPlan:
         verbose_console: all kernel messages rather than only a panic's.
         disabled_features: CPU features taken from the guest.
         cpu_set: host CPUs for all of QEMU's threads, where no cgroup sets them.
+        trimmed: without what libvirt does for migration and we do not need.
         tsc_khz: frequency of the time stamp counter an emulated guest reads; 0: unknown.
     """
 
@@ -100,6 +101,7 @@ class DomainPlan:
     disabled_features: tuple[str, ...] = ()
     cpu_set: tuple[int, ...] = ()
     tsc_khz: int = 0
+    trimmed: bool = True
 
 
 def domain_name(spec: InstanceSpec) -> str:
@@ -215,6 +217,8 @@ def _add_qemu(domain: ET.Element, plan: DomainPlan) -> None:
     commandline = _add(domain, f"{{{QEMU_NAMESPACE}}}commandline")
     for name, value in plan.environment.items():
         _add(commandline, f"{{{QEMU_NAMESPACE}}}env", name=name, value=value)
+    if not plan.trimmed:
+        return
     capabilities = _add(domain, f"{{{QEMU_NAMESPACE}}}capabilities")
     # With it libvirt reads 400 CPU properties one by one before the guest may run (0.26 s).
     _add(capabilities, f"{{{QEMU_NAMESPACE}}}del", capability="cpu-unavailable-features")

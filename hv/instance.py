@@ -175,7 +175,8 @@ class VmInstance(AgentInstance):
             # What QEMU printed is in libvirt's own word, which comes a moment later.
             late_ns = time.monotonic_ns() + VERDICT_LIMIT_NS
             told = link.await_that(lambda: bool(link.failure), late_ns)
-            reason = f": {_last_line(link.failure)}" if told else ""
+            said_by_qemu = link.words or (link.failure if told else "")
+            reason = f": {_last_line(said_by_qemu)}" if said_by_qemu else ""
             return LaunchFailed(f"QEMU ended with status {code}{reason}{said}", "run ./hvct doctor")
         doing = "before its agent ran" if session is None or not session.hello else "by itself"
         return LaunchFailed(

@@ -17,12 +17,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.cache import cache_dir, lock, workspace
+from bench.cache import cache_dir, lock, publish, workspace
 from bench.command import run
 from bench.errors import BadInput, HostCannot, HvctError
 from hv import vmlinux
 from hv.architecture import here
 
+PACKED = "vmlinuz"
 OWN = "this host's own kernel"
 _OFFLINE = "check the network, run apt-get update, or give a kernel with --kernel PATH"
 
@@ -141,17 +142,7 @@ def _fetch() -> GuestKernel:
     if not package:
         raise HostCannot(f"apt knows no {metapackage}", _OFFLINE)
     with workspace("kernel") as folder:
-        try:
-            run(["apt-get", "download", package], cwd=folder, hint=_OFFLINE)
-        except HvctError as error:
-            remedy = error.hint or _OFFLINE
-            raise HostCannot(f"the guest kernel was not fetched: {error.message}", remedy) from (
-                error
-            )
-        archive = next(folder.glob("*.deb"))
-        version = run(["dpkg-deb", "-f", archive, "Version"]).decode().strip()
-        run(["dpkg-deb", "-x", archive, folder / "unpacked"])
-        image = next((folder / "unpacked" / "boot").glob("vmlinuz-*"))
+        image, version = _download(package, folder)
         release = _release(image, image.read_bytes())
         packed_modules = folder / "unpacked" / "lib" / "modules" / release
         if not packed_modules.is_dir():
@@ -163,6 +154,7 @@ def _fetch() -> GuestKernel:
         ready = folder / "ready"
         ready.mkdir()
         (ready / "boot").write_bytes(boot)
+        (ready / PACKED).write_bytes(image.read_bytes())
         shutil.move(packed_modules, ready / release)
         os.replace(ready, final)
     return GuestKernel(release, final / "boot", final / release, digest, f"{package} {version}")
@@ -209,6 +201,38 @@ def _release(path: Path, data: bytes) -> str:
     if not named:
         raise BadInput(f"{path} does not say which kernel it is", "name it vmlinuz-RELEASE")
     return named
+
+
+def _download(package: str, folder: Path) -> tuple[Path, str]:
+    """Download and unpack a kernel package below a folder; its bzImage and its version."""
+    try:
+        run(["apt-get", "download", package], cwd=folder, hint=_OFFLINE)
+    except HvctError as error:
+        remedy = error.hint or _OFFLINE
+        raise HostCannot(f"the guest kernel was not fetched: {error.message}", remedy) from error
+    archive = next(folder.glob("*.deb"))
+    version = run(["dpkg-deb", "-f", archive, "Version"]).decode().strip()
+    run(["dpkg-deb", "-x", archive, folder / "unpacked"])
+    return next((folder / "unpacked" / "boot").glob("vmlinuz-*")), version
+
+
+def packed_kernel(kernel: GuestKernel, chosen: Path | None = None) -> Path:
+    """The same kernel as its distribution ships it, which unpacks itself: a bzImage.
+
+    Raises:
+        HostCannot: it is no longer there and cannot be fetched.
+    """
+    if chosen is not None:
+        return chosen
+    if kernel.source.startswith(OWN):
+        return kernel.boot
+    path = kernel.boot.with_name(PACKED)
+    with lock("kernel"):
+        if not path.exists():  # fetched before it was kept
+            package, _, version = kernel.source.partition(" ")
+            with workspace("kernel") as folder:
+                publish(_download(f"{package}={version}", folder)[0], path)
+    return path
 
 
 def _from_file(path: Path) -> GuestKernel:

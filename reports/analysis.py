@@ -32,7 +32,7 @@ TOLD_FIRST = frozenset({"startup_ready", "memory_current", "work_per_cpu_second"
 MOST_OTHERS = 3
 """Sentences about pairs that are not judged: the page says the rest in its tables."""
 
-ARM_ORDER = {"process": 0, "container": 1, "vm": 3}
+ARM_ORDER = {"process": 0, "container": 1, "qemu": 3, "vm": 3}
 ARM_STYLES = {"vm": 0, "container": 1, "process": 2}
 
 

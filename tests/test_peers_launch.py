@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -136,9 +137,12 @@ def test_an_end_that_the_agent_cannot_tell(
     with peer.launch(made) as instance:
         assert instance.wait(Event.STARTED, soon())
         assert instance.cgroup is not None  # type: ignore[attr-defined]
-        for pid in instance.cgroup.pids():  # type: ignore[attr-defined]
-            if Path(f"/proc/{pid}/comm").read_text() != "conmon\n":  # podman waits for that one
-                os.kill(pid, 9)
+        pids = instance.cgroup.pids()  # type: ignore[attr-defined]
+        names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
+        for pid in pids:
+            if names[pid] != "conmon":  # podman waits for that one
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
         with pytest.raises(LaunchFailed, match=peer.name):
             instance.wait(Event.EXITED, soon())
 

@@ -38,8 +38,8 @@ from bench.model import (
     Security,
     Timeline,
 )
-from bench.peers.connection import Connection, Layer, Started
 from bench.peers.instance import PeerInstance
+from bench.programs.connection import Connection, Layer, Started
 
 PROBE_LIMIT_NS = 15_000_000_000
 AGENT = ("/proc/self/fd/4", "--channel=3")

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.context import RUN_VARIABLE
 from bench.errors import HostCannot, HvctError
-from bench.peers.connection import Connection, Started
+from bench.programs.connection import Connection, Started
 
 START_LIMIT_S = 40.0
 ID = "engine"

@@ -16,7 +16,7 @@ from bench.cgroup import Cgroup
 from bench.cgroup_tree import oom_kills_in, remove_elsewhere
 from bench.errors import LaunchFailed
 from bench.model import Accelerator, Event, InstanceSpec, Timeline
-from bench.peers.connection import Connection, Started
+from bench.programs.connection import Connection, Started
 
 END_LIMIT_S = 10.0
 QUIT_LIMIT_S = 2.0

@@ -1,6 +1,6 @@
-"""The process that runs the peers' programs, in a mount namespace of its own.
+"""The process that runs other people's programs, in a mount namespace of its own.
 
-It runs beside the harness as ct's launcher does: child subreaper, so whatever a peer leaves
+It runs beside the harness as ct's launcher does: child subreaper, so whatever a program leaves
 behind becomes its child; all mounts are in its namespace and go with it. When the socket to
 the harness closes, however the harness died, it kills every descendant and runs the cleanup
 command. It imports nothing of ours, so that it is small: each start forks it.
@@ -178,7 +178,7 @@ class Worker:
         )
 
     def reap(self) -> None:
-        """Take in every child that has ended, ours or a peer's orphan."""
+        """Take in every child that has ended, ours or an orphan."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -279,7 +279,7 @@ def fork_into(
 
 
 def lay(program: Program, lower: str, size: int, inodes: int, plan: list[list[Any]]) -> None:
-    """A tmpfs with the overlay's upper layer, what the peer finds in it, and the overlay.
+    """A tmpfs with the overlay's upper layer, what the program finds in it, and the overlay.
 
     Files go into the empty upper layer, where no symbolic link of the image can lead astray.
     """

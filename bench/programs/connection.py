@@ -1,4 +1,4 @@
-"""The harness's side of the peers' worker: starting it, asking it, keeping what it says."""
+"""The harness's side of the worker: starting it, asking it, keeping what it says."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bench.model import Image
 
 ANSWER_LIMIT_S = 30.0
 PACKET_BYTES = 1 << 16
-LOG_NAME = "peers-worker.log"
+LOG_NAME = "programs.log"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A writable layer over a mounted image, and what a peer finds in it.
+    """A writable layer over a mounted image, and what a program finds in it.
 
     Attributes:
         lower: the mounted image.
@@ -87,7 +87,7 @@ class Connection:
         Raises:
             HostCannot: it cannot be started.
         """
-        directory = context.runtime_dir / f"peer-{name}"
+        directory = context.runtime_dir / f"run-{name}"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             context.log_dir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Connection:
         except LaunchFailed as failure:
             made.close()
             raise HostCannot(
-                f"the peers' worker did not start: {failure.message}", "run hvct as root"
+                f"the worker of {name} did not start: {failure.message}", "run hvct as root"
             ) from failure
         return made
 
@@ -217,6 +217,10 @@ class Connection:
             made.ended = message
         return made
 
+    def fileno(self) -> int:
+        """For poll: readable when the worker has said something, about whichever program."""
+        return self.control.fileno()
+
     def ended(self, program: Started, timeout_s: float) -> bool:
         """Whether a program has ended, after waiting for it at most so long."""
         deadline = time.monotonic() + timeout_s
@@ -284,6 +288,6 @@ class Connection:
     def _gone(self) -> LaunchFailed:
         self.dead = True
         return LaunchFailed(
-            "the peers' worker has ended, and all its instances with it",
+            "the worker has ended, and all its instances with it",
             f"look at {LOG_NAME} in the run's logs; somebody may have killed it",
         )

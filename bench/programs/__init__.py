@@ -1,0 +1,1 @@
+"""One small process beside the harness that runs other programs and takes all of them down."""
