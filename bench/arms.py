@@ -37,6 +37,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm", "vm", "virtual machine through libvirt"),
         Arm("vm:direct", "vm", "virtual machine, image read past the host's page cache", {"direct": True}),
         Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
+        Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),

@@ -52,7 +52,7 @@ from hv.domain import (
 from hv.emulator import PROCS_VARIABLE, Emulator, emulator
 from hv.initramfs import Initramfs, initramfs
 from hv.instance import VmInstance
-from hv.kernel import GuestKernel, guest_kernel, packed_kernel
+from hv.kernel import GuestKernel, guest_kernel, own_kernel, packed_kernel
 from hv.probe import Verdict, decide, stages
 from hv.tsc import host_tsc_khz
 
@@ -70,6 +70,8 @@ class VmBackend:
         machine: a key of `hv.domain.MACHINES`; by default the architecture's first.
         stock: as libvirt and the distribution do by themselves: every check of the CPU, and the
             kernel as a bzImage that unpacks itself.
+        host_kernel: boot the kernel this host runs, so that kernel version and virtualisation can
+            be told apart.
     """
 
     name: str = "vm"
@@ -83,6 +85,7 @@ class VmBackend:
         verbose_console: bool = False,
         machine: str = "",
         stock: bool = False,
+        host_kernel: bool = False,
     ) -> None:
         self.context = context
         self.direct = direct
@@ -91,6 +94,7 @@ class VmBackend:
         self.architecture = here()
         self.machine = MACHINES[machine or self.architecture.machines[0]]
         self.stock = stock
+        self.host_kernel = host_kernel
         self._connection: Connection | None = None
         self._verdict: Verdict | None = None
         self._emulator: Emulator | None = None
@@ -124,7 +128,8 @@ class VmBackend:
     def kernel(self) -> GuestKernel:
         """The guest's kernel, fetched on first use."""
         if self._kernel is None:
-            self._kernel = guest_kernel(self.context.kernel)
+            own = self.host_kernel
+            self._kernel = own_kernel() if own else guest_kernel(self.context.kernel)
         return self._kernel
 
     @property

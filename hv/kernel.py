@@ -184,8 +184,7 @@ def own_kernel(root: Path = Path("/"), release: str = "") -> GuestKernel:
         except BadInput:
             continue
     raise HostCannot(
-        f"there is no apt to fetch a guest kernel with, and {OWN} ({release}) is not in /boot or "
-        "/lib/modules",
+        f"{OWN} ({release}) is not in /boot or /lib/modules with its modules",
         "give one with --kernel PATH, its modules beside it or in /lib/modules",
     )
 
