@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from bench.errors import BadInput, HostCannot, HvctError, oserror
 TAG = re.compile(r"[a-z0-9]{1,8}")
 MNT_DETACH = 2
 LOOP_CLR_FD = 0x4C01
+DAEMON_DEADLINE_S = 3.0  # for libvirtd to answer
 OWNER_DEADLINE_S = 3.0  # how long a killed harness may take to become a zombie
 DRAFT_AGE_S = 86400.0
 
@@ -131,26 +133,40 @@ def _leave_group(tag: str, record: journal.Journal | None, dry_run: bool) -> lis
 
 
 def _end_domains(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
-    """Domains of a libvirt daemon outlive us; those of the embedded driver do not."""
+    """Domains of a libvirt daemon outlive us; those of the embedded driver do not.
+
+    A daemon that is down, or hangs, is not waited for: its QEMU is killed by its mark next.
+    """
     if record is None or not record.libvirt_uri or "/embed" in record.libvirt_uri:
         return []
+    done: list[str] = []
+    asking = threading.Thread(
+        target=_destroy_domains,
+        args=(record.libvirt_uri, f"hvct-{tag}-", dry_run, done),
+        daemon=True,  # one that hangs must not keep us
+    )
+    asking.start()
+    asking.join(DAEMON_DEADLINE_S)
+    return list(done)
+
+
+def _destroy_domains(uri: str, prefix: str, dry_run: bool, done: list[str]) -> None:
     try:
         import libvirt
-
-        connection = libvirt.open(record.libvirt_uri)
-    except Exception as error:  # not installed, or the daemon is down: its domains are too
-        return [f"domains at {record.libvirt_uri} not looked at: {error}"]
-    done = []
-    try:
-        for domain in connection.listAllDomains():
-            if domain.name().startswith(f"hvct-{tag}-"):
-                done.append(f"domain {domain.name()} destroyed")
-                if not dry_run:
-                    with contextlib.suppress(libvirt.libvirtError):
-                        domain.destroy()
-    finally:
-        connection.close()
-    return done
+    except ImportError:  # then no domain was started by us
+        return
+    libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints each error as well
+    with contextlib.suppress(libvirt.libvirtError):
+        connection = libvirt.open(uri)
+        try:
+            for domain in connection.listAllDomains():
+                if domain.name().startswith(prefix):
+                    done.append(f"domain {domain.name()} destroyed")
+                    if not dry_run:
+                        with contextlib.suppress(libvirt.libvirtError):
+                            domain.destroy()
+        finally:
+            connection.close()
 
 
 def _end_processes(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:

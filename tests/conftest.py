@@ -22,6 +22,8 @@ from bench.errors import HostCannot
 from bench.image import store
 from bench.model import Image, ImageConfig, InstanceSpec
 
+pytest.register_assert_rewrite("chaos", "faults")  # they say what was not so
+
 
 def _prepared(name: str) -> Image:
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults
 import pytest
 from daemon import libvirtd
 
@@ -55,3 +57,28 @@ def test_a_daemon_runs_the_same_guest(context: RunContext, busybox: Image) -> No
             with pytest.raises(Exception, match="QEMU ended"):
                 instance.wait(Event.EXITED, deadline_ns)
         assert not any(directory.exists() for directory in instance.cgroup.directories)  # type: ignore[union-attr]
+
+
+def test_clean_where_the_daemon_hangs(tmp_path: Path) -> None:
+    """Harness and worker gone, the daemon stopped: `hvct clean` goes on, nothing is left."""
+    before = faults.traces()
+    with (
+        tempfile.TemporaryDirectory(prefix="lv") as folder,
+        libvirtd(Path(folder), tmp_path / "libvirtd.log") as daemon,
+    ):
+        words = ("run", "--arm", "vm", "--libvirt-uri", daemon.uri, "busybox", "--", "sleep", "300")
+        run = faults.Harness(*words)
+        run.until(lambda: any("/qemu-system" in line for line in run.processes().values()))
+        tag = run.tag
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            run.kill()
+            for pid, line in faults.marked(tag).items():
+                if "/qemu-system" not in line:
+                    os.kill(pid, signal.SIGKILL)
+            run.end()
+            done = faults.hvct("clean", timeout_s=30)
+            assert done.code == 0 and not done.err, done
+            assert faults.await_gone(before) == []
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
