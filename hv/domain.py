@@ -46,6 +46,8 @@ _COMMAND_LINE = (
     "cryptomgr.notests=1",  # the crypto self tests take 0.2 s under TCG
     "nokaslr",
 )
+# Last: a word that the kernel does not know is handed to init, but for those before this one.
+_INIT = "rdinit=/init"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def command_line(plan: DomainPlan) -> str:
     if plan.verbose_console:
         words.remove("quiet")
         words += ["ignore_loglevel", "printk.time=1"]
-    return " ".join(words)
+    return " ".join([*words, _INIT])
 
 
 def domain_xml(plan: DomainPlan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import shutil
 import struct
 import subprocess
@@ -97,10 +98,11 @@ def test_distribution_kernel_is_ready(kernel: GuestKernel) -> None:
 
 def another_distribution(kernel: GuestKernel, root: Path, name: str) -> None:
     """A root that holds the kernel as another distribution installs it."""
-    for place in (root / name, root / "lib/modules" / kernel.release / "kernel"):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    assert kernel.modules is not None
+    modules = root / "lib/modules" / kernel.release
+    shutil.copytree(kernel.modules, modules, copy_function=os.symlink)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).symlink_to(kernel.boot)
-    (root / "lib/modules" / kernel.release / "kernel").symlink_to(kernel.modules or "")
 
 
 @pytest.mark.parametrize(
