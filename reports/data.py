@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench import archive, findings
 from bench import arms as bench_arms
-from bench import findings
 from bench.errors import BadInput, oserror
 from bench.identity import PairIdentity, compare
 from bench.model import Finding, Outcome
@@ -72,12 +72,24 @@ class Run:
     digests: dict[str, str]
 
 
-def read(directory: Path) -> Run:
-    """Read and check one run directory.
+def read(path: Path) -> Run:
+    """Read and check one run.
+
+    Args:
+        path: its directory, or an archive that holds it.
 
     Raises:
-        BadInput: it is no run directory, or something in it cannot be what hvct wrote.
+        BadInput: there is no run, or something in it cannot be what hvct wrote.
     """
+    with archive.opened(path) as directory:
+        try:
+            return _read(directory, path)
+        except BadInput as error:  # where an archive was unpacked is nobody's concern
+            error.message = error.message.replace(str(directory), str(path))
+            raise
+
+
+def _read(directory: Path, path: Path) -> Run:
     stored = load(directory)
     try:
         record = _checked_record(stored.run)
@@ -89,7 +101,7 @@ def read(directory: Path) -> Run:
             *findings.from_run(record, stored.trials),
         ]
     except _Wrong as wrong:
-        raise BadInput(f"{directory}: {wrong}", HINT) from wrong
+        raise BadInput(f"{path}: {wrong}", HINT) from wrong
     return Run(
         record=record,
         **frames,

@@ -119,11 +119,7 @@ def _uncollected() -> Iterator[None]:
 def _read(run_dirs: Sequence[Path]) -> list[Run]:
     if not run_dirs:
         raise BadInput("no run was named", "hvct list shows the runs")
-    runs = []
-    for path in run_dirs:
-        with archive.opened(Path(path)) as directory:
-            runs.append(read(directory))
-    return runs
+    return [read(Path(path)) for path in run_dirs]
 
 
 def _data(runs: Sequence[Run]) -> ReportData:

@@ -191,6 +191,7 @@ def test_a_broken_archive_is_bad_input(run: Path, tmp_path: Path, name: str, suf
     with pytest.raises(BadInput) as caught:
         report.build([broken], ("json",))
     assert "\n" not in caught.value.message and caught.value.hint
+    assert caught.value.message.startswith(str(broken))
     assert list(tmp_path.iterdir()) == [broken]
 
 
