@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from errno import E2BIG, ELOOP, ENOMEM, EXDEV
 from pathlib import Path
 
+from bench.agent.frames import LINK
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HvctError, LaunchFailed, oserror
 from bench.record import decode, encode
@@ -52,7 +53,7 @@ class StepFailed(LaunchFailed):
         if errno in (ENOMEM, E2BIG):  # charged to the instance, whatever the step; exec says E2BIG
             hint = "give the instance a larger memory limit"
         if name in ("mount", "write") and errno in (ELOOP, EXDEV):
-            hint = "the image has a symbolic link there, which may lead out of it: build it without"
+            hint = LINK
         super().__init__(f"the launcher failed at {what}: {self.reason}", hint)
 
 

@@ -19,6 +19,7 @@ from bench.journal import open_run
 from bench.model import Event, Image, ImageConfig, InstanceSpec, ReceiptLevel
 from ct.backend import ContainerBackend, LauncherBackend
 from ct.process import ProcessBackend
+from hv.backend import VmBackend
 
 pytestmark = pytest.mark.root
 NUMBERS = count(1)
@@ -122,6 +123,21 @@ def test_a_link_out_of_the_image_is_refused(
     finally:
         if DOMAIN.read_text() != before:
             DOMAIN.write_text(before)
+
+
+@pytest.mark.vm
+def test_a_guest_refuses_it_too(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a container does not start from, a virtual machine does not either."""
+    with monkeypatch.context() as patch:
+        image = image_with(patch, tmp_path / "cache", "dev", "usr/etc")
+    spec = InstanceSpec(context.instance(next(NUMBERS)), image=image, argv=("/bin/busybox", "true"))
+    with VmBackend(context) as arm, pytest.raises(LaunchFailed) as caught:
+        arm.prepare(spec)
+        with arm.launch(spec) as instance:
+            instance.wait(Event.EXITED, time.monotonic_ns() + 120 * 10**9)
+    assert "/dev" in caught.value.message and "link" in caught.value.hint
 
 
 @pytest.mark.parametrize(("path", "target"), [("etc", "usr/etc"), ("etc", "/usr/etc")])

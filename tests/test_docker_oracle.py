@@ -123,6 +123,11 @@ def shell(script: str, *options: str, stdin: bytes = b"", init: bool = True) -> 
     return Case("plain", ("sh", "-c", script), options, stdin, init)
 
 
+VOLUMES = """
+stat -c '%n %U:%G %a %F' /data /data/seed /new/volume
+cat /data/seed; touch /data/x && id -un
+touch /new/volume/x
+"""
 ALL_BYTES = bytes(range(256))
 ENDS = {
     "a status": shell("echo out; echo err >&2; exit 3"),
@@ -142,7 +147,7 @@ ENDS = {
     "a folder of the image": shell(
         "stat -c '%n %U:%G %a %F' /data /data/seed; touch /data/x; cat /data/seed", "-u", "app"
     ),
-    "declared volumes": Case("volumes", ("sh", "-c", "cat /data/seed; touch /data/x && id -un")),
+    "declared volumes": Case("volumes", ("sh", "-c", VOLUMES)),
 }
 
 

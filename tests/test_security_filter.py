@@ -6,6 +6,7 @@ import errno
 import json
 import platform
 import shutil
+import socket
 import struct
 from itertools import product
 from typing import Any
@@ -136,6 +137,9 @@ def test_what_nobody_judged_is_not_there() -> None:
     for number in (COMMON - 1, NEWEST + 1, BEYOND, 0x40000000, 0x40000000 + 39, 0xFFFFFFFF):
         assert verdict(ours, native, number, 0) == ERROR | errno.ENOSYS
     assert verdict(ours, native, NEWEST, 0) == ALLOW
+    socket_call = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "socket")
+    assert verdict(ours, native, socket_call, socket.AF_VSOCK) == ERROR | errno.EAFNOSUPPORT
+    assert verdict(ours, native, socket_call, socket.AF_INET) == ALLOW
     if platform.machine() == "x86_64":
         assert verdict(ours, 0x40000003, 20, 0) == ERROR | errno.ENOSYS  # getpid of i386
 

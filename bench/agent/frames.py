@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from errno import ELOOP, EXDEV
 
 from bench.errors import LaunchFailed
 
@@ -122,6 +123,7 @@ class ClockMapping:
 
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
+LINK = "the image has a symbolic link there, which may lead out of it: build it without"
 
 
 class NotExecuted(LaunchFailed):
@@ -169,4 +171,5 @@ def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
     if step == "protocol":
         return LaunchFailed(f"the agent rejected what it was sent: {message}")
     subject = f" {message}" if message else ""
-    return LaunchFailed(f"the launch failed at {step}{subject}: {reason}")
+    link = step.startswith("guest.") and number in (ELOOP, EXDEV)
+    return LaunchFailed(f"the launch failed at {step}{subject}: {reason}", LINK if link else "")
