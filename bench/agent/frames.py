@@ -171,5 +171,5 @@ def launch_error(pairs: Mapping[str, str], argv0: str) -> LaunchFailed:
     if step == "protocol":
         return LaunchFailed(f"the agent rejected what it was sent: {message}")
     subject = f" {message}" if message else ""
-    link = step.startswith("guest.") and number in (ELOOP, EXDEV)
+    link = step.startswith("guest.") and errno in (ELOOP, EXDEV)
     return LaunchFailed(f"the launch failed at {step}{subject}: {reason}", LINK if link else "")
