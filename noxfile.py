@@ -121,6 +121,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def launch(session: nox.Session) -> None:
+    """Measure our launchers against peers and floor, and write the table of docs/launch.md."""
+    tests = [f"tests/perf/test_perf_{name}.py" for name in ("container", "peers")]
+    env = {"HVCT_LAUNCH_PAGE": str(ROOT / "docs" / "launch.md")}
+    session.run(sys.executable, "-m", "pytest", *tests, *session.posargs, env=env)
+
+
+@nox.session(default=False)
 def simulation(session: nox.Session) -> None:
     """Compute docs/method.md's table anew: what the statistics do with data of known truth."""
     session.run(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from bench import host
 from bench.stats.signed_rank import interval, pseudomedian
 
 Measure = Callable[[], float]
@@ -25,16 +28,24 @@ class Line:
     ours: list[float]
     theirs: list[float]
 
+    def ratio(self) -> tuple[float, float, float]:
+        """Pseudomedian and the ends of its 95 % interval."""
+        logs = [math.log(a / b) for a, b in zip(self.ours, self.theirs, strict=True)]
+        low, high = interval(logs)
+        return math.exp(pseudomedian(logs)), math.exp(low), math.exp(high)
+
+    def verdict(self) -> str:
+        """Whether the target was reached: the whole interval on one side of it."""
+        _, low, high = self.ratio()
+        return "reached" if high <= self.target else "missed" if low > self.target else "open"
+
     def text(self) -> str:
         """The ratio with its 95 % interval, both medians, and whether the target was reached."""
-        logs = [math.log(a / b) for a, b in zip(self.ours, self.theirs, strict=True)]
-        low, high = (math.exp(limit) for limit in interval(logs))
-        ratio = math.exp(pseudomedian(logs))
-        verdict = "reached" if high <= self.target else "missed" if low > self.target else "open"
+        ratio, low, high = self.ratio()
         a, b = (statistics.median(values) * 1e3 for values in (self.ours, self.theirs))
         return (
             f"{self.name:58} {ratio:6.3f} [{low:.3f}, {high:.3f}]  target {self.target:<5g} "
-            f"{verdict:8} {a:9.2f} ms ÷ {b:9.2f} ms, n = {len(logs)}"
+            f"{self.verdict():8} {a:9.2f} ms ÷ {b:9.2f} ms, n = {len(self.ours)}"
         )
 
 
@@ -60,6 +71,30 @@ class Table:
         self.lines.append(Line(name, target, pairs[ours], pairs[theirs]))
 
 
+PAGE_VARIABLE = "HVCT_LAUNCH_PAGE"
+"""Names the page that the ratios are written into, between its two marks."""
+
+
+def write_page(page: Path, table: Table) -> None:
+    """Put the ratios into a page of documentation, with host and load."""
+    rows = ["| ours ÷ the other's | ratio | target | medians, pairs |", "|---|---|---|---|"]
+    for line in table.lines:
+        ratio, low, high = line.ratio()
+        a, b = (statistics.median(values) * 1e3 for values in (line.ours, line.theirs))
+        rows.append(
+            f"| {line.name} | {ratio:.3g} [{low:.3g}, {high:.3g}] | {line.target:g}: "
+            f"{line.verdict()} | {a:.3g} ÷ {b:.3g} ms, {len(line.ours)} |"
+        )
+    load = os.getloadavg()[1]
+    busy = f"load {load:.1f} of {os.cpu_count()} CPUs"
+    about = f"{time.strftime('%Y-%m-%d')}, {host.summary_line()}, {busy}."
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text("\n".join([f"{before}{BEGIN}\n{about}\n", *rows, "", f"{END}{after}"]))
+
+
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+
 _TABLE = pytest.StashKey[Table]()
 
 
@@ -72,6 +107,8 @@ def ratios(request: pytest.FixtureRequest) -> Iterator[Table]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the ratios; hvct over the other one, so less is better."""
     table = terminalreporter.config.stash.get(_TABLE, Table())
+    if table.lines and (page := os.environ.get(PAGE_VARIABLE)):
+        write_page(Path(page), table)
     if table.lines:
         terminalreporter.section("ratios (interleaved pairs, pseudomedian and 95 % interval)")
         for line in table.lines:

@@ -187,6 +187,24 @@ def runc_bundle(root: Path, cgroup: str) -> dict[str, Any]:
 RUNC_NAMESPACES = ("pid", "mount", "network", "ipc", "uts", "cgroup")
 
 
+@pytest.mark.parametrize("accounting", [False, True], ids=["no cgroup", "cgroup"])
+def test_against_the_floor(
+    ratios: Table, backend: ContainerBackend, image: Image, accounting: bool
+) -> None:
+    """A C program that makes the plan's calls in the plan's order; target: 1.3 of it."""
+    from tests.perf.floor import floor
+
+    name = backend.context.instance(next(NUMBERS))
+    spec = InstanceSpec(name, image, (STAMP,), limits=LIMITS, accounting=accounting, cpu_set=(0,))
+    with floor(backend, backend.context, image, spec, STAMP) as alone:
+        ratios.compare(
+            f"container, {'' if accounting else 'no '}cgroup ÷ the same calls in C",
+            1.3,
+            lambda: ours(backend, image, accounting=accounting),
+            lambda: alone.start(backend.context.instance(next(NUMBERS))),
+        )
+
+
 def test_accounting(ratios: Table, backend: ContainerBackend, image: Image) -> None:
     """Control group and limits, on or off; on v1 joining after an idle spell costs milliseconds."""
     ratios.compare(
