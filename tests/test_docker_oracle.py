@@ -18,6 +18,7 @@ from engine import Engine
 from oracle import IMAGES, Answer, Case, soon
 
 from bench.context import RunContext
+from bench.image import store
 from bench.journal import open_run
 from bench.model import Event, Image, OutputMode, Security
 from ct.backend import ContainerBackend
@@ -178,6 +179,42 @@ def test_a_program_that_cannot_start_has_the_same_status(both: Both, program: st
     assert theirs.status == AFTER_THE_START.get(program, STATUSES[program])
     assert (ours.status, ours.stdout) == (STATUSES[program], theirs.stdout)
     assert ours.stderr and theirs.stderr
+
+
+DOCKERFILE = r"""
+FROM oracle/plain:1
+ENV SPACED="a  b" PLAIN=c\ d
+ENV OLD form of it
+ARG NEVER=set
+WORKDIR /srv
+WORKDIR below/it
+USER app:extra
+STOPSIGNAL SIGINT
+VOLUME /data
+ENTRYPOINT echo entry $0; exec show "$PLAIN"
+CMD ["left", "out"]
+"""
+
+
+def test_an_image_that_docker_built_and_saved(
+    docker: Engine,
+    container: ContainerBackend,
+    context: RunContext,
+    images: dict[str, Image],
+    tmp_path: Path,
+) -> None:
+    """What a Dockerfile says arrives through `docker build` and `docker save` as by Docker."""
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    docker.ask("build", "-q", "--network=none", "-t", "oracle/built:1", str(tmp_path))
+    docker.ask("save", "-o", str(tmp_path / "saved image.tar"), "oracle/built:1")
+    image = store.import_archive(tmp_path / "saved image.tar")
+    case = Case("plain")  # the image's own command
+    theirs = oracle.by_docker(docker, image, case)
+    ours = oracle.by_hvct(container, context, image, case)
+    assert theirs.status == ours.status == 0, (theirs.stderr, ours.stderr)
+    assert not differing(ours.facets(), expected(theirs.facets()))
+    assert theirs.facets()["arguments"] == "[c d]"
+    assert image.config.stop_signal == "SIGINT" and image.config.volumes == ("/data",)
 
 
 def trap(signals: str, action: str) -> tuple[str, ...]:
