@@ -196,14 +196,17 @@ def test_a_worker_that_was_killed_is_replaced(context: RunContext, busybox: Imag
 
 
 def test_a_harness_killed_among_peers(tmp_path: Path) -> None:
-    """SIGKILL in the midst of a run: the worker ends what the peers hold, and cleans up."""
+    """SIGKILL in the midst of a run: the worker ends what the peers hold, and cleans up.
+
+    No arm of ours takes part: its helper would clean up as well.
+    """
     programs = {"runc": "runc", "bwrap": "bwrap", "docker": "dockerd"}
     chosen = [name for name, program in programs.items() if shutil.which(program)]
-    if not chosen:
-        pytest.skip(f"none of {list(programs.values())} is installed")
+    if len(chosen) < 2:
+        pytest.skip(f"of {list(programs.values())} fewer than two are installed")
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        f"blocks = 10\narms = {json.dumps([*chosen, 'container'])}\nseed = 4\n"
+        f"blocks = 10\narms = {json.dumps(chosen)}\nseed = 4\n"
         '[[workload]]\nname = "w"\nimage = "busybox"\nargv = ["sleep", "0.3"]\n'
         '[[primary]]\nmetric = "startup_started"\nworkload = "w"\n'
     )
