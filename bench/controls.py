@@ -11,11 +11,14 @@ import dataclasses
 from dataclasses import dataclass
 
 from bench.metrics import METRICS
-from bench.model import Readiness, ReadyKind, Scale, Workload
+from bench.model import Better, MetricRule, Readiness, ReadyKind, Scale, Workload
 from bench.numbers import RATIO_UNIT
 
 MIB = 1 << 20
 PYTHON = ("python3", "-I", "-S", "-c")
+ROUND_TRIPS = 400
+ROUND_TRIP = "round_trip"
+_F_SETPIPE_SZ = 1031  # linux/fcntl.h; Python's fcntl module names it from 3.10 on, where built
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class Injection:
     low: float
     high: float
     sharp: bool = True
+    own_unit: str = ""  # of a metric that the workload itself prints
 
     @property
     def unit(self) -> str:
         """Of the effect."""
-        return RATIO_UNIT if self.scale is Scale.RATIO else METRICS[self.metric].unit
+        if self.scale is Scale.RATIO:
+            return RATIO_UNIT
+        return METRICS[self.metric].unit if self.metric in METRICS else self.own_unit
 
     @property
     def nothing(self) -> tuple[float, float]:
@@ -96,6 +102,53 @@ def toucher(name: str, touched_bytes: int) -> Workload:
     )
 
 
+def holder(name: str, anon_bytes: int, shmem_bytes: int, pipe_bytes: int) -> Workload:
+    """Holds so much of three kinds of memory at once: private, in /dev/shm, in pipes (kernel)."""
+    code = (
+        "import fcntl, os, signal; chunk = b'x' * 65536; "
+        f"block = bytearray({anon_bytes}); "
+        f"block[::4096] = b'x' * {anon_bytes // 4096}; "
+        "file = open('/dev/shm/held', 'wb', 0); "
+        f"[file.write(chunk) for _ in range({shmem_bytes // 65536})]; "
+        f"pipes = [os.pipe() for _ in range({pipe_bytes >> 20})]; "
+        f"[fcntl.fcntl(w, {_F_SETPIPE_SZ}, 1 << 20) for _, w in pipes]; "
+        "[os.write(w, chunk) for _, w in pipes for _ in range(16)]; "
+        "print('touched', flush=True); signal.pause()"
+    )
+    title = f"{anon_bytes >> 20} MiB private, {shmem_bytes >> 20} shared, {pipe_bytes >> 20} kernel"
+    return dataclasses.replace(toucher(name, 0), title=title, argv=(*PYTHON, code))
+
+
+def echoer(name: str, late_s: float) -> Workload:
+    """Two processes exchange messages over loopback TCP; each reply comes so much late.
+
+    The delay is spent looking at the clock: a sleep would be late by the timer's slack.
+    """
+    code = (
+        "import os, socket, time; now = time.perf_counter\n"
+        "listener = socket.create_server(('127.0.0.1', 0)); address = listener.getsockname()\n"
+        "if os.fork() == 0:\n"
+        " peer = listener.accept()[0]\n"
+        " while peer.recv(1):\n"
+        "  began = now()\n"
+        f"  while now() - began < {late_s}: pass\n"
+        "  peer.send(b'x')\n"
+        " os._exit(0)\n"
+        "own = socket.create_connection(address)\n"
+        "own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); times = []\n"
+        f"for _ in range({ROUND_TRIPS}):\n"
+        " began = now(); own.send(b'x'); own.recv(1); times.append(now() - began)\n"
+        f"print('round_trip', sorted(times)[{ROUND_TRIPS // 2}]); own.close(); os.wait()"
+    )
+    rule = MetricRule(
+        ROUND_TRIP, "s", Scale.DIFFERENCE, Better.LOWER, regex=r"round_trip ([\d.e-]+)"
+    )
+    return Workload(
+        name, f"replies {late_s * 1e3:g} ms late", "default", (*PYTHON[:1], "-c", code),
+        metrics=(rule,),
+    )  # fmt: skip
+
+
 def burner(name: str, cpu_s: float) -> Workload:
     """Uses so much CPU time, by its own process clock, and ends.
 
@@ -144,16 +197,28 @@ START_30 = Control(
     (Injection("startup_ready", Scale.DIFFERENCE, 30.0e-3, 30.3e-3),),
 )
 
-# 64 KiB: page tables for 16 MiB are 8 pages; an allocator may keep a few more.
+# 64 KiB: an allocator may keep a few pages more; counters are flushed 64 pages at a time.
 _PLUS_16_MIB = (16.0 * MIB - 0x10000, 16.0 * MIB + 0x10000)
+# Page tables, the pipes' own tables and what indexes a file's pages add to what is asked for.
+_KERNEL = 0.375 * MIB
+_ALL = (28.0 * MIB - 0x40000, 28.0 * MIB + _KERNEL + 0x40000)
 MEMORY = Control(
     "memory",
-    "+16 MiB of private memory",
-    toucher("memory", 64 * MIB),
-    toucher("memory-spiked", 80 * MIB),
-    tuple(
-        Injection(metric, Scale.DIFFERENCE, *_PLUS_16_MIB)
-        for metric in ("memory_anon", "memory_current", "memory_rss", "memory_pss", "memory_peak")
+    "+16 MiB private, +8 MiB in /dev/shm, +4 MiB in pipes",
+    holder("memory", 64 * MIB, 4 * MIB, 1 * MIB),
+    holder("memory-spiked", 80 * MIB, 12 * MIB, 5 * MIB),
+    (
+        *(
+            Injection(metric, Scale.DIFFERENCE, *_PLUS_16_MIB)
+            # What is in /dev/shm is no process's own; what is in pipes is nobody's.
+            for metric in ("memory_anon", "memory_rss", "memory_pss")
+        ),
+        Injection("memory_shmem", Scale.DIFFERENCE, 8.0 * MIB - 0x40000, 8.0 * MIB + 0x40000),
+        Injection("memory_kernel", Scale.DIFFERENCE, 4.0 * MIB - 0x40000, 4.0 * MIB + _KERNEL),
+        Injection("memory_current", Scale.DIFFERENCE, *_ALL),
+        Injection("memory_peak", Scale.DIFFERENCE, *_ALL),
+        # Whatever else the host does in the meantime is in it.
+        Injection("memory_host_delta", Scale.DIFFERENCE, *_ALL, sharp=False),
     ),
 )
 
@@ -163,7 +228,20 @@ CPU = Control(
     "+10 % of CPU time",
     burner("cpu", 0.40),
     burner("cpu-spiked", 0.44),
-    (Injection("cpu_window", Scale.RATIO, 1.097, 1.101),),
+    (
+        Injection("cpu_window", Scale.RATIO, 1.097, 1.101),
+        # Over the whole life the same 40 ms: what starting and ending take cancels.
+        Injection("cpu_life", Scale.DIFFERENCE, 0.0395, 0.0405),
+    ),
+)
+
+LATENCY = Control(
+    "latency",
+    "+0.2 ms on each reply",
+    echoer("latency", 0.0),
+    echoer("latency-spiked", 0.0002),
+    (Injection(ROUND_TRIP, Scale.DIFFERENCE, 0.198e-3, 0.215e-3, own_unit="s"),),
+    blocks=10,
 )
 
 # Start-up of an emulated VM spreads over 100 ms and more: so much must be injected to be
@@ -184,9 +262,11 @@ VM_START_CPU = Control(
 
 # The guest's kernel takes pages in batches and gives back none; where the host backs guest
 # memory with huge pages its charge comes in steps of 2 MiB.
-VM_MEMORY = dataclasses.replace(
-    MEMORY,
-    name="vm-memory",
+VM_MEMORY = Control(
+    "vm-memory",
+    "+16 MiB of private memory in a VM",
+    toucher("memory", 64 * MIB),
+    toucher("memory-spiked", 80 * MIB),
     injections=tuple(
         Injection(metric, Scale.DIFFERENCE, 15.5 * MIB, 16.5 * MIB)
         for metric in ("memory_anon", "memory_current")
@@ -214,6 +294,6 @@ KVM_CPU = Control(
     (Injection("cpu_window", Scale.RATIO, 1.085, 1.101),),
 )
 
-NATIVE = (START, MEMORY, CPU)
+NATIVE = (START, MEMORY, CPU, LATENCY)
 EMULATED = (VM_START_CPU, VM_MEMORY)
 KVM = (KVM_START, VM_MEMORY, KVM_CPU)

@@ -17,6 +17,7 @@ from bench.errors import BadInput
 from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
 from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
+from bench.schedule import AGAINST_ITSELF
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
 
 FAIRNESS = {
@@ -151,7 +152,7 @@ def check(plan: Plan) -> Plan:
         BadInput: with the place and what is allowed there.
     """
     arms_module.resolve(plan.arms)
-    if len(plan.arms) < 2:
+    if len(plan.arms) < 2 and plan.experiment != AGAINST_ITSELF:
         raise BadInput("a comparison needs at least two arms", "for one instance use: hvct run")
     names = [workload.name for workload in plan.workloads]
     for name in names:

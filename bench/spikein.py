@@ -24,7 +24,7 @@ from bench.backend import Backend
 from bench.campaign import Campaign, Progress
 from bench.context import RunContext
 from bench.controls import Control, Injection
-from bench.metrics import METRICS
+from bench.metrics import table
 from bench.model import Image, Outcome, Scale
 from bench.numbers import format_estimate, format_interval, quantity
 from bench.pagecache import SharedCache
@@ -79,6 +79,19 @@ class Recovery:
     def bounded(self) -> bool:
         """Whether the printed interval leaves out twice the truth."""
         return not _meet(self.injection.twice, self.printed)
+
+    @property
+    def resolves(self) -> float:
+        """The smallest effect that as many blocks tell from nothing here, infinite where none.
+
+        Half the printed interval's width; of a ratio, as margins are (0.05 is 5 %).
+        """
+        low, high = self.printed
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return math.inf
+        if self.injection.scale is Scale.RATIO:
+            return math.sqrt(high / low) - 1.0 if low > 0.0 else math.inf
+        return (high - low) / 2.0
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -203,7 +216,7 @@ def series(
         )
         for block in sorted({block for block, _ in found})
     ]
-    metric = METRICS[injection.metric]
+    metric = table(control.workloads)[injection.metric]
     return PairedSeries(
         metric=injection.metric,
         workload=arm,

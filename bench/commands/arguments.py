@@ -112,6 +112,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _compare(commands)
     _calibrate(commands)
+    _selfcheck(commands)
     _resume(commands)
     _run(commands, with_command)
     for add in (_doctor, _report, _diff, _archive, _list, _show, _image, _clean):
@@ -260,6 +261,35 @@ nothing is called equivalent. It never makes a verdict easier.
     parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
     _measuring_options(parser)
+    _machine_options(parser)
+
+
+def _selfcheck(commands: Commands) -> None:
+    parser = _command(
+        commands, "selfcheck", "selfcheck", "put known effects in, and see what comes out",
+        """
+hvct selfcheck
+hvct selfcheck --arms container --blocks 20     more blocks resolve less
+hvct selfcheck --controls memory,cpu --json
+
+Two workloads that differ in one injected effect (time, memory by each
+definition, CPU, latency) run like any other. Their true difference is known,
+so the intervals show whether this installation measures right, and the
+smallest effect it can tell from nothing. Exit status 1: one was not found.
+""",
+    )  # fmt: skip
+    parser.add_argument(
+        "--arms", metavar="A,B,…", help=f"of {', '.join(DEFAULT_ARMS)}; default: all that work"
+    )
+    parser.add_argument(
+        "--controls", metavar="A,B,…", help="of start, memory, cpu, latency (a VM has its own)"
+    )
+    parser.add_argument("--blocks", type=int, metavar="N", help="default: each control's own")
+    parser.add_argument(
+        "--wait", action="store_true", help="queue behind a comparison that is running"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    _json(parser)
     _machine_options(parser)
 
 

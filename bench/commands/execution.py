@@ -134,7 +134,7 @@ def without_unusable(
     left_out = [
         dataclasses.replace(found[name], backend=name) for name in chosen.arms if name not in usable
     ]
-    if len(usable) < 2:
+    if len(usable) < min(2, len(chosen.arms)):  # a calibration may be of one arm
         raise HostCannot("fewer than two arms work on this host", "run hvct doctor")
     return dataclasses.replace(chosen, arms=usable), left_out
 
