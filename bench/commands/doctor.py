@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
-from bench.commands import validate
 from bench.doctor import TRAPS, examine
 from bench.errors import BadInput, HvctError
 from bench.model import Capability, Finding
@@ -27,6 +26,8 @@ NOT_A_TERMINAL = 100  # columns
 def main(options: argparse.Namespace) -> int:
     """Probe every arm by doing, examine the host, say both. Exit 3 when an arm cannot run."""
     if options.validate:
+        from bench.commands import validate  # all that measures
+
         return validate.main(options)
     if options.parts:
         raise BadInput("--parts belongs to --validate", "hvct doctor --validate --parts kvm,arms")
