@@ -539,7 +539,7 @@ hvct image build            the default image, with today's packages
 hvct image build busybox
 
 FROM takes images of the cache first (default, busybox, pulled, imported ones):
-with those, and scratch, no network is needed. It needs: apt-get install buildah.
+no network is needed with those, and scratch. It needs: apt-get install buildah
 """,
     )  # fmt: skip
     item.add_argument(

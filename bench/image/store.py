@@ -79,8 +79,8 @@ def resolve(name: str) -> Image:
     """The image of this name, as it is in the cache now.
 
     Raises:
-        BadInput: there is no such image.
-        HvctError: it is known, but not in the cache.
+        BadInput: there is no such image in the cache.
+        HvctError: it is a built-in one and has not been built yet.
     """
     return _entry(name).image
 
@@ -91,7 +91,7 @@ def _entry(name: str) -> Entry:
     if entry is None:
         if name in BUILTIN:
             raise HvctError(f"the image {name} is not built yet", f"hvct image build {name}")
-        raise HvctError(f"the image {name} is not in the cache", f"hvct image pull {name}")
+        raise BadInput(f"there is no image {name!r} in the cache", f"hvct image pull {name}")
     return entry
 
 
