@@ -183,7 +183,7 @@ hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
 hvct compare --plan mine.toml --dry-run         what would be done, how long
 hvct compare xz --json >xz.json                 the figures for a program
 
-Results go to runs/DATE-NAME: report.html, .pdf and .json, samples.csv, every trial.
+Results go to runs/DATE-NAME: all trials, report.html, .pdf, .json, samples.csv.
 Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
 """,
     )  # fmt: skip
@@ -318,9 +318,9 @@ hvct run --timeline busybox -- true             what the launch took
 tar c . | hvct run -i busybox -- sh -c 'tar x -C /tmp; ls /tmp'
 
 Without a command the image's own is run. The exit status is the command's,
-128 + N when signal N ended it, 127 when its program is not there and 126 when it
-may not be executed; 1 when it could not be started for another reason, 2 and 3 as
-for every command. Whatever the instance wrote is gone when it has ended.
+128 + N when signal N ended it, 127 when its program is not there, 126 when it
+may not be executed; 1 when it could not be started for another reason, 2 and 3
+as for every command. Whatever the instance wrote is gone when it has ended.
 """,
     )  # fmt: skip
     parser.usage = "hvct run [OPTION…] IMAGE [--] [CMD…]"
@@ -368,10 +368,10 @@ def _doctor(commands: Commands) -> None:
         """
 hvct doctor
 hvct doctor --json                      keys: docs/doctor.md
-hvct doctor --validate                  is hvct right on this host? writes a sheet to send back
+hvct doctor --validate                  is hvct right here? writes a sheet
 hvct doctor --validate --parts kvm,arms the quick part of that
 
-Exit status 3: an arm does not work here; with --validate 1: something did not pass.
+Exit status 3: an arm does not work here; 1 (--validate): some check failed.
 """,
     )  # fmt: skip
     _json(parser)
@@ -539,7 +539,7 @@ hvct image build            the default image, with today's packages
 hvct image build busybox
 
 FROM takes images of the cache first (default, busybox, pulled, imported ones):
-no network is needed with those, and scratch. It needs: apt-get install buildah
+with those and scratch it needs no network. Needed: apt-get install buildah.
 """,
     )  # fmt: skip
     item.add_argument(
