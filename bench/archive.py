@@ -20,6 +20,7 @@ from typing import IO, cast
 
 from bench import command
 from bench.errors import BadInput, HvctError, oserror
+from bench.owner import hand_over
 from bench.store import LOGS, RUN_FILE, TRIALS_FILE, load
 
 SUFFIXES = (".hvct.tar.gz", ".hvct.tar.zst", ".tar.gz", ".tgz", ".tar.zst")
@@ -67,6 +68,7 @@ def pack(directory: Path, target: Path | None = None) -> Path:
     finally:
         unpacked.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
+    hand_over(target)
     return target
 
 

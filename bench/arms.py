@@ -40,6 +40,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
+        Arm("container:rootless", "container", "namespace container of a user without root, reduced", {"rootless": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),
         Arm("qemu", "qemu", "virtual machine by QEMU alone, without libvirt", peer=True),
         Arm("runc", "runc", "the OCI reference runtime, runc run", peer=True),

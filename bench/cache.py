@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from bench.command import run
 from bench.errors import HostCannot, HvctError, oserror
+from bench.owner import caller
 
 _REMEDY = "set XDG_CACHE_HOME to a folder you can write"
 
@@ -23,7 +25,7 @@ def cache_dir(*parts: str) -> Path:
     Raises:
         HostCannot: it cannot be created or written.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
     path = base.joinpath("hvct", *parts)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -32,6 +34,14 @@ def cache_dir(*parts: str) -> Path:
     if not os.access(path, os.W_OK):
         raise HostCannot(f"the cache {path} is not writable", _REMEDY)
     return path
+
+
+def _home() -> Path:
+    """Our home; root's own where sudo kept the caller's: root executes what is in the cache."""
+    home = Path.home()
+    if caller() is not None and home.exists() and home.stat().st_uid != 0:
+        return Path(pwd.getpwuid(0).pw_dir)
+    return home
 
 
 @contextmanager
@@ -55,10 +65,13 @@ def workspace(prefix: str) -> Iterator[Path]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder with all that is in it, however deep; what cannot be removed stays."""
-    try:
+    # Python before 3.13 needs its stack for each level.
+    with contextlib.suppress(RecursionError):
         shutil.rmtree(path, ignore_errors=True)
-    except RecursionError:  # Python before 3.13 needs its stack for each level
+    if path.exists():
         with contextlib.suppress(HvctError):
+            if os.geteuid() != 0:  # folders of an image may be read-only
+                run(["chmod", "-R", "u+rwX", "--", path])
             run(["rm", "-rf", "--", path])
 
 

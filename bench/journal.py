@@ -166,6 +166,10 @@ def _write_new(run_dir: Path, libvirt_uri: str) -> Journal:
     root = runtime_root()
     try:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if root.stat().st_uid != os.geteuid():  # a name in /tmp that anybody can take first
+            raise HostCannot(
+                f"{root} is somebody else's", "set XDG_RUNTIME_DIR to a folder of yours"
+            )
         for _ in range(100):
             journal = Journal(
                 tag=new_tag(),

@@ -24,7 +24,10 @@ def _qemu(context: RunContext, options: dict[str, Any]) -> Backend:
 
 def _container(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.backend import ContainerBackend
+    from ct.rootless import RootlessBackend
 
+    if options.pop("rootless", False):
+        return RootlessBackend(context, **options)
     return ContainerBackend(context, **options)
 
 

@@ -12,18 +12,22 @@ import json
 import os
 import shlex
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.errors import BadInput, HostCannot, oserror
 from bench.model import FORMAT, Trial
+from bench.owner import make_folder
 
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.jsonl"
 LOGS = "logs"
+LARGEST_RUN_BYTES = 64 << 20
+LARGEST_LINE_BYTES = 32 << 20  # a piece of a longer line is a damaged line
 
 
 def jsonable(value: Any) -> Any:
@@ -87,7 +91,7 @@ class RunStore:
             BadInput: something is there already, or it cannot be created.
         """
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             _drop_unbegun(directory)
             (directory / LOGS).mkdir()
         except FileExistsError as error:
@@ -201,14 +205,12 @@ def load(directory: Path) -> StoredRun:
         if trial is None:
             damaged += 1
             continue
-        try:
-            key = (int(trial["block"]), int(trial.get("attempt", 1)))
-            _ = (str(trial["arm"]), str(trial["workload"]), str(trial["outcome"]))
-        except (KeyError, TypeError, ValueError) as error:
+        if wrong := _wrong_key(trial):
             raise BadInput(
-                f"{directory / TRIALS_FILE}: line {line_number} is no trial ({error})",
+                f"{directory / TRIALS_FILE}: line {line_number} is no trial ({wrong})",
                 "the file was changed by hand; restore it from a copy",
-            ) from error
+            )
+        key = (trial["block"], trial.get("attempt", 1))
         by_attempt.setdefault(key, []).append(trial)
     complete: dict[int, int] = {}
     for (block, attempt), trials in by_attempt.items():
@@ -222,13 +224,28 @@ def load(directory: Path) -> StoredRun:
     return StoredRun(directory, run, chosen, excluded, damaged)
 
 
+def _wrong_key(trial: dict[str, Any]) -> str:
+    """Which of the keys everything rests on is missing or of the wrong type, "" for none."""
+    for name, kind in (
+        ("block", int),
+        ("attempt", int),
+        ("arm", str),
+        ("workload", str),
+        ("outcome", str),
+    ):
+        value = trial.get(name, 1 if name == "attempt" else None)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"its {name} is {value!r:.40}"
+    return ""
+
+
 def attempts(directory: Path) -> dict[int, int]:
     """The highest attempt number that any stored trial of each block carries."""
     highest: dict[int, int] = {}
     for _, trial in _read_trials(directory / TRIALS_FILE):
-        if trial is not None and isinstance(trial.get("block"), int):
+        if trial is not None and not _wrong_key(trial):
             block = trial["block"]
-            highest[block] = max(highest.get(block, 0), int(trial.get("attempt", 1)))
+            highest[block] = max(highest.get(block, 0), trial.get("attempt", 1))
     return highest
 
 
@@ -244,8 +261,12 @@ def _read_run(directory: Path) -> dict[str, Any]:
     path = directory / RUN_FILE
     hint = "name a folder made by hvct compare; hvct list shows them"
     try:
-        run = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+        with _regular(path) as handle:
+            data = handle.read(LARGEST_RUN_BYTES + 1)
+        if len(data) > LARGEST_RUN_BYTES:
+            raise ValueError(f"it is larger than {LARGEST_RUN_BYTES >> 20} MiB")
+        run = json.loads(data)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadInput(f"{directory} is not a run directory: it has no {RUN_FILE}", hint) from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read: {error}", hint) from error
@@ -259,15 +280,34 @@ def _read_run(directory: Path) -> dict[str, Any]:
     plan = run["plan"]
     if not isinstance(plan.get("arms"), list) or not isinstance(plan.get("workloads"), list):
         raise BadInput(f"{path}: its plan names no arms or workloads", hint)
+    named = (item.get("name") if isinstance(item, dict) else None for item in plan["workloads"])
+    if not all(isinstance(name, str) for name in (*plan["arms"], *named)):
+        raise BadInput(f"{path}: its plan names an arm or workload by something else", hint)
     return run
+
+
+def _regular(path: Path) -> BinaryIO:
+    """Open a file for reading; what else may lie there (a pipe, a device) is not waited for.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no regular file")
+    return open(descriptor, "rb")
 
 
 def _read_trials(path: Path) -> Iterable[tuple[int, dict[str, Any] | None]]:
     if not path.exists():
         return
     try:
-        with path.open("rb") as handle:
-            for number, line in enumerate(handle, 1):
+        with _regular(path) as handle:
+            number = 0
+            while line := handle.readline(LARGEST_LINE_BYTES):
+                number += 1
                 if not line.strip():
                     continue
                 try:
@@ -275,5 +315,7 @@ def _read_trials(path: Path) -> Iterable[tuple[int, dict[str, Any] | None]]:
                 except (ValueError, RecursionError):
                     trial = None
                 yield number, trial if isinstance(trial, dict) else None
+    except ValueError as error:
+        raise BadInput(f"{path} cannot be read: {error}", "restore it from a copy") from error
     except OSError as error:
         raise BadInput(oserror("read", path, error).message, "check its permissions") from error

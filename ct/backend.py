@@ -72,6 +72,7 @@ class LauncherBackend(ABC):
 
     name: str
     instance_class: ClassVar[type[LauncherInstance]] = LauncherInstance
+    enter: ClassVar[tuple[str, ...]] = ()  # a command that starts the launcher
     uses_bridge: ClassVar[bool] = True  # False: the host's network whatever is asked for
 
     def __init__(self, context: RunContext) -> None:
@@ -102,7 +103,9 @@ class LauncherBackend(ABC):
             self._lowers.clear()
         if self._worker is None:
             directory = f"ct-{self.name}"
-            self._worker = Worker.start(self.context, launcher_path(), agent_path(), directory)
+            self._worker = Worker.start(
+                self.context, launcher_path(), agent_path(), directory, self.enter
+            )
         return self._worker
 
     @abstractmethod
@@ -151,10 +154,13 @@ class LauncherBackend(ABC):
         seccomp_program()
 
     def _lower(self, image: Image) -> Lower:
-        worker = self.worker  # first: a new launcher has mounted nothing
+        _ = self.worker  # first: a new launcher has mounted nothing
         if image.digest not in self._lowers:
-            self._lowers[image.digest] = rootfs.mount_image(worker, image)
+            self._lowers[image.digest] = self._mount(image)
         return self._lowers[image.digest]
+
+    def _mount(self, image: Image) -> Lower:
+        return rootfs.mount_image(self.worker, image)
 
     def image_root(self, image: Image) -> Path:
         """The image's files as this arm reads them, for looking at or touching its page cache.
@@ -251,6 +257,11 @@ class ContainerBackend(LauncherBackend):
         self.user = user
         self.mask = mask
 
+    @property
+    def binds_devices(self) -> bool:
+        """Whether device nodes are the host's: in a user namespace none can be made."""
+        return self.user
+
     def check(self, spec: InstanceSpec) -> None:
         """A user namespace cannot have the host's network's /sys."""
         super().check(spec)
@@ -275,7 +286,7 @@ class ContainerBackend(LauncherBackend):
                 *network.link_steps(spec),
                 *rootfs.root_steps(lower, spec),
                 *rootfs.kernel_steps(unified=unified),
-                *rootfs.device_steps(spec.limits.shm_bytes, bind=self.user, own_ipc=True),
+                *rootfs.device_steps(spec.limits.shm_bytes, bind=self.binds_devices, own_ipc=True),
                 *rootfs.hosts_steps(spec),
                 steps.hostname(spec.hostname),
                 *network.interface_steps(spec),

@@ -28,6 +28,7 @@ DEVICES = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
+DEVPTS = "newinstance,ptmxmode=0666,mode=0620,gid=5"
 LINKS = {
     "/dev/fd": "/proc/self/fd",
     "/dev/stdin": "/proc/self/fd/0",
@@ -142,9 +143,7 @@ def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ..
     plan += [steps.symlink(target, path) for path, target in LINKS.items()]
     plan += [
         steps.mkdir("/dev/pts"),
-        steps.mount(
-            "devpts", "/dev/pts", "devpts", quiet, "newinstance,ptmxmode=0666,mode=0620,gid=5"
-        ),
+        steps.mount("devpts", "/dev/pts", "devpts", quiet, DEVPTS),
         steps.mkdir("/dev/shm"),
         steps.mount(
             "shm",

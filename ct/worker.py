@@ -128,8 +128,18 @@ class Worker:
         self._count = 0
 
     @classmethod
-    def start(cls, context: RunContext, launcher: Path, agent: Path, name: str) -> Worker:
+    def start(
+        cls,
+        context: RunContext,
+        launcher: Path,
+        agent: Path,
+        name: str,
+        enter: Sequence[str] = (),
+    ) -> Worker:
         """Start the launcher with a folder of its own in the run's runtime directory.
+
+        Args:
+            enter: a command that executes the launcher, in namespaces it made.
 
         Raises:
             HvctError: it cannot be started.
@@ -145,7 +155,7 @@ class Worker:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * RECORD_BYTES)
         with theirs, (context.log_dir / LOG_NAME).open("ab") as log:
             process = subprocess.Popen(
-                [str(launcher), str(theirs.fileno()), *context.cleanup],
+                [*enter, str(launcher), str(theirs.fileno()), *context.cleanup],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -25,6 +25,7 @@ from bench.errors import HostCannot, LaunchFailed
 from hv.emulator import Emulator
 
 LIBVIRT_MISSING = "install libvirt-daemon-driver-qemu and libvirt-python, or run ./hvct setup"
+SOCKET_PATH_MOST = 107  # sun_path of unix(7), without its NUL
 _READY_LIMIT_S = 60.0
 _END_LIMIT_S = 10.0
 
@@ -283,6 +284,14 @@ class Connection:
         # One of our own for each worker: libvirt locks it.
         self.context.runtime_dir.mkdir(parents=True, exist_ok=True)
         self.root = Path(tempfile.mkdtemp(prefix="libvirt-", dir=self.context.runtime_dir))
+        deepest = len(os.fsencode(self.root / "lib/qemu/domain-9999-hvct-r0000-0000m/monitor.sock"))
+        if deepest > SOCKET_PATH_MOST:
+            shutil.rmtree(self.root, ignore_errors=True)
+            raise HostCannot(
+                f"{self.context.runtime_dir} is {deepest - SOCKET_PATH_MOST} bytes too long for "
+                "the path of a socket",
+                "set XDG_RUNTIME_DIR to a shorter path",
+            )
         (self.root / "etc").mkdir()
         conf = _QEMU_CONF
         if os.geteuid() == 0:

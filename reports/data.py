@@ -7,7 +7,6 @@ everything that is used is checked here and nothing is checked again later.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bench.store import RUN_FILE, TRIALS_FILE, load
 
 HINT = "the file was changed by hand or damaged; restore it from a copy"
 OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+LARGEST = 1e100  # of any number: sums and squares of them must stay finite
 TEXT_LIMIT = 2000
 """Characters of one stored text (an error, a reason) that a report repeats."""
 
@@ -150,10 +150,7 @@ def _is(value: Any, kind: type, where: str) -> Any:
     good = isinstance(value, kind)
     if kind is float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        try:
-            good = good and math.isfinite(value)
-        except OverflowError:
-            good = False
+        good = good and -LARGEST <= value <= LARGEST  # false of NaN too
     if not good:
         shown = repr(value)
         raise _Wrong(f"{where} is {shown[:60]}, not {_TYPES[kind]}")
@@ -192,6 +189,8 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
     for n, item in enumerate(plan["workloads"]):
         item = _is(item, dict, f"run.json: plan.workloads[{n}]")
         name = _is(item.get("name"), str, f"run.json: plan.workloads[{n}].name")
+        ready = _is(item.get("ready") or {}, dict, f"run.json: plan.workloads[{n}].ready")
+        _is(ready.get("kind") or "", str, f"run.json: plan.workloads[{n}].ready.kind")
         workloads.append({**item, "name": name, "title": str(item.get("title") or name)})
     plan["workloads"] = workloads
     plan["blocks"] = int(_is(plan.get("blocks", 0), float, "run.json: plan.blocks"))
@@ -214,6 +213,7 @@ def _checked_record(run: Mapping[str, Any]) -> dict[str, Any]:
     for name, metric in record["metrics"].items():
         where = f"run.json: metrics.{name}"
         _is(metric, dict, where)
+        _is(metric.get("family") or "", str, f"{where}.family")
         for key in ("unit", "scale", "better"):
             _is(metric.get(key), str, f"{where}.{key}")
         for key in ("margin", "resolution"):
@@ -247,6 +247,7 @@ def _identity(
             _is(item.get(key), kind, f"run.json: receipts[{n}].{key}")
     security = {item["name"]: str(item.get("security")) for item in record["plan"]["workloads"]}
     for trial in trials:
+        _is(trial.get("accelerator", {}), dict, f"{_where(trial)}: accelerator")
         trial["receipt"] = _is(trial.get("receipt") or {}, dict, f"{_where(trial)}: receipt")
     return pairs, compare(trials, record["receipts"], pairs, security)
 
@@ -278,7 +279,7 @@ def _frames(record: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> d
                 trial["workload"],
                 trial["outcome"],
                 _clean(str(trial.get("error") or "")[:TEXT_LIMIT]),
-                str(accelerator.get("kind") or "none"),
+                _clean(str(accelerator.get("kind") or "none")),
                 _clean(str(accelerator.get("reason") or "")[:TEXT_LIMIT]),
                 bool(accelerator.get("nested")),
                 str(trial.get("wall_time") or ""),
@@ -342,7 +343,7 @@ class _Column:
         if good:
             try:
                 values = np.array(self.values, dtype=np.float64)
-                good = bool(np.isfinite(values).all())
+                good = bool((np.abs(values) <= LARGEST).all())
             except OverflowError:
                 good = False
         if not good:
@@ -360,10 +361,11 @@ class _Column:
 
 
 def _named(names: list[str]) -> pd.Series[Any]:
-    column = pd.Series(names, dtype="str").astype("category")
-    if any(_UNPRINTABLE.search(name) for name in column.cat.categories):
-        column = pd.Series([_clean(name) for name in names], dtype="str").astype("category")
-    return column
+    # Before it is a column: half a character cannot be in one.
+    cleaned = {name: _clean(name) for name in set(names)}
+    if any(name != clean for name, clean in cleaned.items()):
+        names = [cleaned[name] for name in names]
+    return pd.Series(names, dtype="str").astype("category")
 
 
 def _where(trial: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench import archive
 from bench.errors import BadInput, oserror
+from bench.owner import hand_over, make_folder
 from reports import export, joint, pytest_benchmark
 from reports.analysis import analyse
 from reports.data import Run, read
@@ -66,7 +67,7 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
     runs = _read(run_dirs)
     folder = into or _folder(run_dirs, runs)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise oserror("mkdir", folder, error) from error
     makers = _Makers(runs)
@@ -74,6 +75,7 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
     for name in formats:
         written[name] = folder / FORMATS[name]
         _write(written[name], getattr(makers, name.replace("-", "_")))
+        hand_over(written[name])
     return written
 
 

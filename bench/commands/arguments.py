@@ -334,8 +334,8 @@ as for every command. Whatever the instance wrote is gone when it has ended.
         words = parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         words.required = False
     parser.add_argument(
-        "--arm", default="container", metavar="ARM",
-        help=f"of {', '.join(ARMS)}; default: container",
+        "--arm", metavar="ARM",
+        help=f"of {', '.join(ARMS)}; default: container; without root: container:rootless",
     )  # fmt: skip
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")

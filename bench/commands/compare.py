@@ -37,6 +37,7 @@ from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
 from bench.model import Outcome, Workload
+from bench.owner import handed_over
 from bench.plan import Plan
 from bench.schedule import Slot
 from bench.stats.planning import QUICK_BLOCKS, check_reachable
@@ -241,7 +242,10 @@ def measure(
     """Prepare, run what is not stored yet, report or calibrate. Returns the exit code."""
     directory = run_store.directory
     told = sys.stderr if options.json else sys.stdout
-    with open_progress(chosen, told, quiet=options.quiet) as progress:
+    with (
+        handed_over(directory),
+        open_progress(chosen, told, quiet=options.quiet) as progress,
+    ):
         progress.banner("Host", host.summary_line())
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
         if floor := floor_line(run):

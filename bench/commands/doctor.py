@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
+from bench.commands.rights import ROOTLESS
 from bench.doctor import TRAPS, examine
 from bench.errors import BadInput, HvctError
 from bench.model import Capability, Finding
@@ -98,9 +100,11 @@ def print_finding(finding: Finding) -> None:
 
 def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]:
     """What each of these arms can do here; a probe that breaks is an answer too."""
+    lacking: list[Capability] = []
     if os.geteuid() != 0:
         why, remedy = "it needs root (namespaces, cgroups, a bridge)", "sudo hvct doctor"
-        return [Capability(name, False, why, remedy) for name in names]
+        lacking = [Capability(name, False, why, remedy) for name in names if name not in ROOTLESS]
+        names = tuple(ROOTLESS)
     clean_dead()
     found = []
     with (
@@ -121,4 +125,12 @@ def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]
                 found.append(Capability(arm.backend, False, str(error), "./hvct setup"))
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return found
+    return [*map(reduced, found), *lacking]
+
+
+def reduced(capability: Capability) -> Capability:
+    """What works without root, with what is left out then."""
+    if os.geteuid() == 0 or not capability.usable:
+        return capability
+    name = "container:rootless" if capability.backend == "container" else capability.backend
+    return dataclasses.replace(capability, backend=name, reason=f"reduced: {ROOTLESS[name]}")

@@ -7,9 +7,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from bench.arms import Arm
 from bench.errors import HostCannot
 
 REENTERED = "HVCT_OWN_ROOT"
+ROOTLESS = {
+    "container:rootless": "no limits, no accounting, no user but root inside",
+    "vm": "no accounting, not pinned by a control group",
+}
+"""Arms that users without root can have, and what is left out then."""
 
 # A tmpfs first, made private: nothing below it shows outside, even where mounts are shared.
 ENTER = """
@@ -53,6 +59,30 @@ def need_root() -> None:
         [*argv, room, os.getcwd(), sys.executable, *_program(), *sys.argv[1:]],
         {**os.environ, REENTERED: "1"},
     )
+
+
+def need_rights(arm: Arm, network: str) -> str:
+    """Root, or an arm that does without, reduced; returns what is left out then, else "".
+
+    Raises:
+        HostCannot: what was asked for needs root, and we are somebody else.
+    """
+    if os.geteuid() == 0:
+        need_root()
+        return ""
+    if arm.name not in ROOTLESS:
+        raise HostCannot(
+            f"{arm.name} needs root (namespaces, cgroups, a bridge)",
+            f"run it with sudo, or use --arm {' or '.join(ROOTLESS)}",
+        )
+    if network == "bridge":
+        raise HostCannot("a bridge needs root", "run it with sudo, or without --network")
+    return ROOTLESS[arm.name]
+
+
+def default_arm() -> str:
+    """The container that this user can have."""
+    return "container" if os.geteuid() == 0 else "container:rootless"
 
 
 def _program() -> tuple[str, ...]:

@@ -19,10 +19,11 @@ from bench import arms, journal, registry, spec, store
 from bench.backend import Instance
 from bench.cleanup import clean_dead
 from bench.commands.images import environment_pairs, prepared_image
-from bench.commands.rights import need_root
+from bench.commands.rights import default_arm, need_rights
 from bench.commands.streams import attend
 from bench.errors import BadInput, HostCannot, oserror
 from bench.model import Event, Image, Limits, NetworkMode, OutputMode, Workload
+from bench.owner import handed_over, make_folder
 from bench.sizes import parse_size
 
 START_LIMIT_NS = 120_000_000_000
@@ -31,8 +32,11 @@ NO_LIMIT = 1 << 62
 
 def main(options: argparse.Namespace) -> int:
     """Launch, pass output and input through, return the workload's exit status."""
-    need_root()
+    options.arm = options.arm or default_arm()
     (arm,) = arms.resolve([options.arm])
+    options.reduced = need_rights(arm, options.network)
+    if options.reduced:
+        print(f"hvct: without root: {options.reduced}", file=sys.stderr)
     clean_dead()
     image = prepared_image(options.image, offline=options.offline)
     workload = make_workload(options, image)
@@ -56,6 +60,7 @@ def main(options: argparse.Namespace) -> int:
             output_limit_bytes=NO_LIMIT,
             stdin=options.interactive,
             tty=options.tty,
+            accounting=os.geteuid() == 0,  # control groups are root's
         )
         backend.prepare(wanted)
         with backend.launch(wanted) as instance, kept_console(instance, options.logs):
@@ -88,10 +93,11 @@ def log_folder(chosen: Path | None) -> Iterator[Path]:
             yield Path(folder)
         return
     try:
-        chosen.mkdir(parents=True, exist_ok=True)
+        make_folder(chosen)
     except OSError as error:
         raise BadInput(oserror("mkdir", chosen, error).message, "choose another --logs") from error
-    yield chosen
+    with handed_over(chosen):
+        yield chosen
 
 
 @contextlib.contextmanager
@@ -144,6 +150,7 @@ def document(
     """All that is known of the launch, for a program."""
     return {
         "arm": options.arm,
+        "reduced": options.reduced,
         "accelerator": store.jsonable(instance.accelerator),
         "image": {"name": instance.spec.image.name, "digest": instance.spec.image.digest},
         "argv": list(instance.spec.argv),

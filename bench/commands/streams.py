@@ -38,6 +38,8 @@ def attend(instance: Instance, *, interactive: bool, tty: bool) -> int:
         BrokenPipeError: nobody reads our output any more.
         HvctError: our output cannot be written.
     """
+    for name, held in (("stdout", instance.stdout), ("stderr", instance.stderr)):
+        _write(name, held, 0)  # what came together with the news that it has started
     instance.watch_output(_write, keep=False)
     with _caught_signals() as signals, _raw_terminal(interactive and tty and os.isatty(STDIN)):
         if tty:

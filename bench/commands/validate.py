@@ -31,6 +31,7 @@ from bench.doctor import examine
 from bench.errors import BadInput, HvctError, oserror
 from bench.image import store as images
 from bench.model import Capability, Event, Image, Workload
+from bench.owner import hand_over, make_folder
 from bench.pagecache import SharedCache
 from bench.plan import Plan, new_seed
 from bench.spikein import Surroundings
@@ -73,13 +74,15 @@ def main(options: argparse.Namespace) -> int:
     """Announce, run the parts, write the sheet. Exit 0 when all passed, 1 when not."""
     need_root()
     parts = chosen_parts(options.parts)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     names = [f"{SHEET}.txt", f"{SHEET}.json"]
     print_to_user(f"Validating {', '.join(parts)}: {estimate.phrase(expected_s(parts))}", options)
     with journal.exclusive(wait=True, told=waiting):
         clean_dead()
         sheet = run(parts, options)
     write(options.output, sheet)
+    for name in names:
+        hand_over(options.output / name)
     if options.json:
         print(json.dumps(sheet.document(), indent=1))
     else:

@@ -92,7 +92,9 @@ def fingerprint(root: Path) -> tuple[str, int]:
         name = os.fsencode(path.relative_to(root))
         info = path.lstat()
         newest = max(newest, int(info.st_mtime))
-        fields: list[object] = [name, info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns]
+        # Who is not root owns all he makes; in the volume it is root's (make_volume).
+        owner = (info.st_uid, info.st_gid) if os.geteuid() == 0 else (0, 0)
+        fields: list[object] = [name, info.st_mode, *owner, info.st_mtime_ns]
         if stat.S_ISLNK(info.st_mode):
             fields.append(os.fsencode(os.readlink(path)))
         elif stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode):
@@ -125,6 +127,7 @@ def make_volume(tree: Path, output: Path) -> Volume:
             "--quiet",
             f"-U{volume_uuid}",
             "-Enoinline_data,force-inode-extended",
+            *(() if os.geteuid() == 0 else ("--all-root",)),
             output,
             tree,
         ],

@@ -178,7 +178,6 @@ def pull(
         if cached is not None and cached.recipe == found.manifest_digest:
             return cached.image, "up to date"
         oci.check_architecture(remote.read(found.config, wanted), wanted.full)
-        oci.need_root()
         remote.fetch(found, access, space, progress, max_bytes)
         layout = blobs.layout(found.manifest_digest, space)
         image = oci.import_source(
