@@ -50,7 +50,12 @@ class User:
         guest_kernel(None)
         mine = self.home / "cache" / "hvct" / "kernel"
         if not mine.exists():
-            self.owns(Path(shutil.copytree(cache_dir("kernel"), mine, symlinks=True)))
+            mine.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(cache_dir("kernel"), mine, symlinks=True)
+            current = mine / "current.json"  # it names paths
+            text = current.read_text().replace(str(cache_dir("kernel")), str(mine))
+            current.write_text(text)
+            self.owns(mine)
             for folder in (mine.parent, mine.parent.parent):
                 os.chown(folder, UID, UID)
 
