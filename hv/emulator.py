@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cache import cache_dir, lock, workspace
+from bench.checks.distributions import how_to_install
+from bench.checks.programs import programs_of
+from bench.checks.tree import Tree
 from bench.command import run
 from bench.errors import HostCannot
 from hv.architecture import here
@@ -22,7 +25,6 @@ from hv.architecture import here
 PROCS_VARIABLE = "HVCT_CGROUP_PROCS"
 """Colon-separated ``cgroup.procs`` files that QEMU enters before it is executed."""
 
-_MISSING = "install it; hvct doctor names the package"
 
 _SCRIPT = """\
 #!/bin/sh
@@ -60,9 +62,10 @@ def emulator() -> Emulator:
     program = here().qemu
     found = shutil.which(program)
     if found is None:
-        raise HostCannot(f"{program} is not installed", _MISSING)
+        remedy = how_to_install(Tree(), programs_of(here().name)[0].packages)
+        raise HostCannot(f"{program} is not installed", remedy)
     qemu = Path(found).resolve()
-    said = run([qemu, "--version"], hint=_MISSING).decode().splitlines()[0]
+    said = run([qemu, "--version"]).decode().splitlines()[0]
     version = said.partition("version ")[2].split()[0]
     status = qemu.stat()
     setpriv = shutil.which("setpriv")
