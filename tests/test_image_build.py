@@ -122,9 +122,8 @@ def test_what_cannot_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         store.build_folder(failing)
     assert "exit status 3" in caught.value.message and "\n" not in caught.value.message
     nowhere = written(tmp_path / "n", "FROM registry.invalid/no/such:1\n")
-    for offline in (True, False):
-        with pytest.raises(BadInput, match="cannot be built"):
-            store.build_folder(nowhere, offline=offline)
+    with pytest.raises(BadInput, match="cannot be built"):
+        store.build_folder(nowhere, offline=True)  # else buildah tries for six seconds
     with pytest.raises(BadInput, match="has no Dockerfile"):
         store.build_folder(tmp_path)
     with pytest.raises(BadInput, match="is no folder"):
