@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -39,6 +40,7 @@ from bench.sizes import parse_size
 from bench.stats.planning import DEFAULT_BLOCKS, MOST_PRIMARY
 
 MAX_PLAN_BYTES = 1 << 20
+KEY_PARTS = 100  # separated by points; ours have three
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
@@ -117,7 +119,7 @@ class _PlanFile(_Strict):
     arms: list[str] = list(arms_module.DEFAULT_ARMS)
     blocks: Count = Field(DEFAULT_BLOCKS, ge=2, le=1000)
     seed: Count | None = Field(None, ge=0)
-    workload: list[_Workload] = Field(min_length=1)
+    workload: list[_Workload] = Field(min_length=1, max_length=256)
     primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
     margins: dict[str, Annotated[Number, Field(gt=0)]] = {}
     invalidation: dict[str, Annotated[Number, Field(ge=0)]] = INVALIDATION
@@ -136,16 +138,17 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             text = file.read(MAX_PLAN_BYTES + 1)
         if len(text) > MAX_PLAN_BYTES:
             raise BadInput(f"{path} is larger than 1 MiB", "a plan is a short file; " + hint)
+        _check_keys(text)
         document = tomllib.loads(text.decode("utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is one too
         raise BadInput(f"{path} is not valid TOML: {error}", hint) from error
     try:
         parsed = _PlanFile.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the plan"
+        place = ".".join(str(part)[:60] for part in first["loc"]) or "the plan"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise BadInput(f"{path}: {place}: {_said(first)}{more}", hint) from error
     workloads = tuple(_workload(item) for item in parsed.workload)
@@ -182,6 +185,17 @@ def workload(table: Mapping[str, Any]) -> Workload:
         raise BadInput(f"{place}: {_said(first)}", hint) from error
     check_workload(made)
     return made
+
+
+def _check_keys(text: bytes) -> None:
+    """Refuse keys of hundreds of parts, for which tomllib needs quadratic time.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for token in re.split(rb"[^\w.-]+", text.translate(None, b" \t")):
+        if token.count(b".") > KEY_PARTS:
+            raise ValueError(f"a key of more than {KEY_PARTS} parts")
 
 
 def _said(error: ErrorDetails) -> str:

@@ -9,6 +9,9 @@ _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30,
           "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # fmt: skip
 
 
+LARGEST = 2.0**63
+
+
 def parse_size(value: Any) -> int:
     """``"256 MiB"``, ``"1G"`` or a number of bytes → bytes.
 
@@ -23,7 +26,10 @@ def parse_size(value: Any) -> int:
         factor = _UNITS.get(match[2].upper())
         if factor is None:
             raise ValueError(f"{match[2]!r} is no unit of size; use MiB or GiB")
-        size = int(float(match[1]) * factor)
+        number = float(match[1])
+        if not number < LARGEST:  # digits without end are infinite
+            raise ValueError(f"{value[:20]}… is no size of this world")
+        size = int(number * factor)
     else:
         raise ValueError(f'{value!r} is no size; write it as "256 MiB"')
     if size <= 0:

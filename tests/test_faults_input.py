@@ -243,3 +243,44 @@ def test_a_good_archive_is_taken(tmp_path: Path) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = faults.hvct("image", "import", archive(tmp_path / "a.tar"), "--name", "m", env=cache)
     assert done.code == 0, done
+
+
+HOSTILE_PLANS = {
+    "10 MB": ("# " + "x" * 10_000_000, "larger than 1 MiB"),
+    "900,000 brackets": ("x = " + "[" * 900_000, "not valid TOML"),
+    "100,000 tables in each other": ("[" + "a." * 100_000 + "a]\n", "a key of more than 100 parts"),
+    "a key of 500 kB": ("k" * 500_000 + " = 1\n" + GOOD, "no such key"),
+    "a number of 10,000 digits": ("blocks = " + "9" * 10_000 + "\n" + GOOD, "not valid TOML"),
+    "10^30 blocks": ("blocks = 1" + "0" * 30 + "\n" + GOOD, "blocks"),
+    "1e308 CPUs": (GOOD + "limits = {cpus = 1e308}\n", "cpus"),
+    "10^30 bytes": (GOOD + "limits = {memory = 1" + "0" * 30 + "}\n", "MiB|memory"),
+    "10^400 bytes": (GOOD + 'limits = {memory = "1' + "0" * 400 + ' GiB"}\n', "no size"),
+    "5e-324 seconds": (GOOD + "timeout_s = 1e400\n", "timeout_s"),
+    "no number at all": (GOOD + "hold_s = nan\n", "hold_s"),
+    "a NUL in argv": (GOOD.replace('"true"', '"a\\u0000b"'), "NUL|zero"),
+    "half a character": ('name = "\\ud800"\n', "not valid TOML"),
+    "800 kB of arguments twice": (
+        GOOD.replace('"true"', f'"{"x" * 900_000}"') + 'env = {A = "' + "y" * 100_000 + '"}\n',
+        "1 MiB|larger",
+    ),
+    "5,000 workloads": (
+        'name = "p"\n'
+        + "".join(
+            GOOD.partition("\n\n")[2].replace('"w"', f'"w{n}"') for n in range(5000)
+        ),
+        "at most 256",
+    ),
+    "no UTF-8": (b"name = '\xff\xfe'\n", "not valid TOML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE_PLANS)
+def test_a_hostile_plan_is_refused(kind: str, tmp_path: Path) -> None:
+    """Size, depth and numbers beyond all sense: exit 2, in a line, at once."""
+    text, word = HOSTILE_PLANS[kind]
+    plan = tmp_path / "plan.toml"
+    plan.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = faults.hvct("compare", "--plan", plan, "--dry-run", cwd=tmp_path, timeout_s=60)
+    done.says(2, word)
+    assert all(len(line) < 2000 for line in done.err.splitlines())
+    assert list(tmp_path.iterdir()) == [plan]

@@ -25,6 +25,7 @@ from bench import (
     plan_file,
     registration,
     schedule,
+    spec,
     store,
     workloads,
 )
@@ -190,6 +191,8 @@ def check_against_host(chosen: Plan, kernel: Path | None = None) -> None:
     """Refuse now what this host cannot give, and statistics that could never decide."""
     for name in dict.fromkeys(workload.image for workload in chosen.workloads):
         image_store.check_name(name)
+    for workload in chosen.workloads:
+        spec.check_command_size(workload.argv or (), workload.env)
     check_kernel(kernel)
     plan.check_against_host(
         chosen, cpus=len(os.sched_getaffinity(0)), memory_bytes=host.mem_available_bytes()
