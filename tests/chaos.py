@@ -55,17 +55,17 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Blow:
-    """One fault and its moment: once so many trials are stored, and a little later.
+    """One fault and its moment: once so much has been done, and a little later.
 
     Attributes:
-        trials: counted from where the comparison was taken up.
-        delay_s: after that; without trials, after the command's start.
+        share: of the trials that were left when the comparison was taken up.
+        delay_s: after that; where the share is none, after the command's start.
         number: of the signal, for an interrupt.
         shuffle: the seed of whatever else it draws.
     """
 
     fault: Fault
-    trials: int
+    share: float
     delay_s: float
     number: int
     shuffle: int
@@ -85,8 +85,7 @@ class Round:
     def __str__(self) -> str:
         """What it was, for the log."""
         names = ", ".join(
-            f"{blow.fault.value} ({blow.trials} trials + {blow.delay_s:.2f} s)"
-            for blow in self.blows
+            f"{blow.fault.value} ({blow.share:.0%} + {blow.delay_s:.2f} s)" for blow in self.blows
         )
         more = " by libvirtd" if self.daemon else ""
         return f"seed {self.seed} round {self.number}: {'+'.join(self.arms)}{more}: {names}"
@@ -105,20 +104,20 @@ def draw(seed: int, number: int, *, machines: bool) -> Round:
     choice = [*COMMON, *([Fault.WORKER, Fault.WORKER] if vm else [])]
     choice += [Fault.DAEMON] * 4 if daemon else []
     small = not vm and rng.random() < 0.12
-    blows = [_blow(rng, rng.choice(choice), len(arms)) for _ in range(rng.randint(1, 4))]
+    blows = [_blow(rng, rng.choice(choice)) for _ in range(rng.randint(1, 4))]
     if small:
-        blows.insert(0, Blow(Fault.CACHE_FULL, 0, 0.0, 0, 0))
+        blows.insert(0, Blow(Fault.CACHE_FULL, 0.0, 0.0, 0, 0))
     return Round(
         seed, number, arms, daemon, rng.randrange(100 << 10, 4 << 20) if small else 0, tuple(blows)
     )
 
 
-def _blow(rng: random.Random, fault: Fault, arms: int) -> Blow:
+def _blow(rng: random.Random, fault: Fault) -> Blow:
     begun = rng.random() < 0.65
     return Blow(
         fault,
-        rng.randrange(1, 3 * arms) if begun else 0,
-        rng.uniform(0.0, 0.6) if begun else rng.uniform(0.0, 2.5),
+        rng.uniform(0.0, 0.8) if begun else 0.0,
+        rng.uniform(0.0, 0.4) if begun else rng.uniform(0.0, 2.5),
         rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
         rng.randrange(1 << 30),
     )
@@ -235,7 +234,9 @@ class Play:
     def await_moment(self, run: faults.Harness, blow: Blow, already: int) -> bool:
         """Whether it still ran when the moment had come."""
         deadline = time.monotonic() + TRIAL_S
-        while len(faults.trials(self.directory)) < already + blow.trials:
+        left = faults.BLOCKS * len(self.game.arms) - already
+        wanted = already + (max(1, round(blow.share * left)) if blow.share else 0)
+        while len(faults.trials(self.directory)) < wanted:
             if run.process.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(0.005)

@@ -65,6 +65,7 @@ class Inside:
 
     output: str
     result: dict[str, Any]
+    accelerator: str
 
 
 def make_bundle(folder: Path, busybox: Image, collected: Sequence[str]) -> Path:
@@ -176,7 +177,8 @@ def boot(
             ended = guest.wait(Event.EXITED, deadline_ns)
             output = guest.stdout.decode("utf-8", "replace")
             errors = guest.stderr.decode("utf-8", "replace")
+            label = guest.accelerator.label
             status = guest.exit.describe() if guest.exit else "none"
     assert ended and status == "exit status 0", f"{status}\n{output}\n{errors}"
     (line,) = (line for line in output.splitlines() if line.startswith(MARK))
-    return Inside(output, json.loads(line.removeprefix(MARK)))
+    return Inside(output, json.loads(line.removeprefix(MARK)), label)

@@ -2,7 +2,8 @@
 
 All libraries are imported once and every group of tests runs in a fork: an import takes
 seconds under emulation. `run` does the tests named, then each mutation with the tests that
-must notice it; `collect` only imports all of that, for the bytecode.
+must notice it; `accounting` measures what a control group costs; `collect` only imports all
+of that, for the bytecode.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -150,6 +152,32 @@ def break_name(right: str, wrong: str) -> None:
     cgroup.Cgroup._settings = scope["_settings"]  # type: ignore[method-assign]
 
 
+def accounting(pairs: int) -> dict[str, list[float]]:
+    """Seconds from request to the workload's exec, with a control group and without, in pairs."""
+    from bench.image.busybox import busybox_image
+    from bench.journal import open_run
+    from bench.model import Event, InstanceSpec
+    from ct.backend import ContainerBackend
+
+    image = busybox_image()
+    seconds: dict[str, list[float]] = {"on": [], "off": []}
+    order = random.Random(20)
+    with open_run(SCRATCH / "run") as context, ContainerBackend(context) as arm:
+        for number in range(2 * pairs + 4):
+            if number % 2 == 0:
+                both = order.sample((True, False), 2)
+            on = both[number % 2]
+            name = context.instance(number + 1)
+            spec = InstanceSpec(name, image, ("true",), env=(("PATH", "/bin"),), accounting=on)
+            time.sleep(0.02)
+            with arm.launch(spec) as instance:
+                instance.wait(Event.EXITED, time.monotonic_ns() + 10**10)
+            took = instance.timeline.between(Event.REQUESTED, Event.STARTED)
+            if number >= 4 and took is not None:  # what is paid once is paid before
+                seconds["on" if on else "off"].append(took)
+    return seconds
+
+
 def guard(name: str) -> str:
     """The test that must notice a wrong name of this limit file."""
     return f"tests/v2_limits.py::test_{name.replace('.', '_')}[ContainerBackend]"
@@ -173,6 +201,8 @@ def main(what: str, *arguments: str) -> int:
         result["mutations"] = {
             name: pytest_in_a_fork([guard(name)], broken=name) for name in MUTATIONS
         }
+    elif what == "accounting":
+        result["pairs"] = accounting(int(arguments[0]))
     result["seconds"] = round(time.monotonic() - began, 1)
     print("result: " + json.dumps(result), flush=True)
     return 0
