@@ -33,6 +33,7 @@ CALM = {  # a host that nothing is to be said about, as files
     "/proc/modules": "kvm_intel 1 0 - Live 0x0",
     "/proc/self/cgroup": "0::/user.slice/session-1.scope",
     "/proc/self/ns/pid": "-> pid:[4026531836]",
+    "/proc/self/stat": "77 (a) b) S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 100 0",
     "/proc/self/status": "Name:\thvct\nCpus_allowed_list:\t0-3\nNoNewPrivs:\t0\nSeccomp:\t0",
     "/proc/stat": "cpu  1000 0 1000 8000 0 0 0 0 0 0",
     "/proc/sys/kernel/osrelease": "6.12.9-amd64",
@@ -126,6 +127,9 @@ CASES: dict[str, dict[str, str | None]] = {  # code → what is different there;
     "cpu.mitigations-off": {"/proc/cmdline": "root=/dev/sda1 mitigations=off"},
     "cpu.vulnerable": {f"{CPU}/vulnerabilities/mds": "Vulnerable: no microcode"},
     "cpu.stolen": {"/proc/stat": "cpu  1000 0 1000 7000 0 0 0 1000 0 0"},
+    "cpu.nice": {
+        "/proc/self/stat": "77 (a) b) S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 22 2 1 0 100 0"
+    },
     "cpu.affinity": {
         "/proc/self/status": "Cpus_allowed_list:\t0,2\nNoNewPrivs:\t0\nSeccomp:\t0"
     },

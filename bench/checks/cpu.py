@@ -130,6 +130,13 @@ def affinity(tree: Tree) -> str | None:
     return None
 
 
+def niceness(tree: Tree) -> str | None:
+    """A priority that containers inherit and guests do not."""
+    fields = (tree.text("/proc/self/stat") or "").rpartition(") ")[2].split()
+    nice = int(fields[16]) if len(fields) > 16 else 0  # field 19 of proc(5), less pid and name
+    return f"hvct runs at nice {nice}" if nice else None
+
+
 TRAPS = (
     Trap(
         "cpu.governor", "warning", governor,
@@ -201,6 +208,12 @@ TRAPS = (
         "cpu.stolen", "warning", stolen,
         "others on the machine below take CPUs away; trials in which it happens are marked",
         "a machine with CPUs of its own",
+    ),
+    Trap(
+        "cpu.nice", "warning", niceness,
+        "containers and processes inherit it, what runs in a guest does not: receipts differ, and "
+        "every comparison with a VM is refused",
+        "start hvct without nice",
     ),
     Trap(
         "cpu.affinity", "info", affinity,
