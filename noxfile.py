@@ -17,12 +17,14 @@ import nox
 
 nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = False
-# The tests come last, so that the last thing printed is pytest's own summary.
-nox.options.sessions = ["lint", "wheel", "tests"]
+# Between them, `wheel` and `host` run each test once. `host` comes last, so that the last thing
+# printed is pytest's own summary.
+nox.options.sessions = ["lint", "wheel", "host"]
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("bench", "ct", "hv", "reports")
 SOURCES = (*PACKAGES, "tests", "noxfile.py")
+ON_THE_HOST = "root or vm or chroot or checkout"
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -68,15 +70,21 @@ def lint(session: nox.Session) -> None:
         session.error("failed: " + "; ".join(failed))
 
 
-@nox.session
+@nox.session(default=False)
 def tests(session: nox.Session) -> None:
-    """All tests; every skip is listed at the end with its reason."""
+    """Any tests, against the checkout: `nox -s tests -- -k NAME`; without arguments all of them."""
     session.run(sys.executable, "-m", "pytest", *session.posargs)
 
 
 @nox.session
+def host(session: nox.Session) -> None:
+    """The tests that change the host or boot machines, and those that look at the checkout."""
+    session.run(sys.executable, "-m", "pytest", "-m", ON_THE_HOST, *session.posargs)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
-    """Run the tests that need no root against the installed wheel (tests/ looks into it)."""
+    """Run all other tests against the installed wheel, two at a time, since nothing is measured."""
     room = Path(session.create_tmp()).resolve()
     for old in room.glob("*.whl"):
         old.unlink()
@@ -89,9 +97,8 @@ def wheel(session: nox.Session) -> None:
     session.chdir(room)  # the checkout must not be importable
     session.run(
         python, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-        "-p", "no:cacheprovider", "-m", "not (root or vm or chroot)",
-        # These look at the checkout itself, or at what the same files make in a browser.
-        "-k", "not (test_style or test_packaging or test_report_browser)", str(ROOT / "tests"),
+        "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "-m", f"not ({ON_THE_HOST})",
+        str(ROOT / "tests"),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import synthetic
 from bench.cache import cache_dir, lock, publish, workspace
 from bench.command import run
 
-pytestmark = [pytest.mark.root, pytest.mark.chroot]
+pytestmark = [pytest.mark.root, pytest.mark.chroot, pytest.mark.checkout]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FOLDER = str(Path("/srv", "my hvct"))  # a space in it, since scripts and shebangs break there

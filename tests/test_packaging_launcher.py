@@ -13,6 +13,8 @@ from pathlib import Path
 import faults
 import pytest
 
+pytestmark = pytest.mark.checkout
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.checkout
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("bench", "ct", "hv", "reports")
 SOURCES = sorted(
