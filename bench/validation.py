@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import textwrap
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ class Sheet:
         """For people."""
         lines = [f"hvct {self.about['hvct_version']} on {self.about['summary']}", ""]
         for check in self.checks:
-            lines += line(check)
+            # Before it is wrapped: a private path may hold spaces.
+            lines += line(replace(check, said=redact(check.said)))
         return redact("\n".join([*lines, "", *textwrap.wrap(self.verdict(), WIDTH), ""]))
 
     def document(self) -> dict[str, Any]:

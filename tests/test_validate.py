@@ -102,7 +102,8 @@ def test_the_sheet_names_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(platform, "node", lambda: "arms-race.example.org")
     sheet = Sheet({**ABOUT, "mustermann": "kept as a key"})
     said = f"{folder}/x, {tmp_path}/home of erika/.cache, mustermann on arms-race.example.org"
-    sheet.add("arms", "vm", False, said)
+    for ahead in range(0, 90, 7):  # wherever the lines break
+        sheet.add("arms", "vm", False, "-" * ahead + " " + said)
     document = sheet.document()
     assert document["mustermann"] == "kept as a key"
     del document["mustermann"]
