@@ -233,6 +233,7 @@ def exited(**changes: object) -> bytes:
 
 
 STARTED = frame(Frame.EVENT, name="started", monotonic_ns=2)
+ENDED = frame(Frame.EVENT, name="ended", monotonic_ns=2)
 HOSTILE = {
     "silence": (b"", 1, "wait"),
     "it ends at once": (b"", 1, "end"),
@@ -240,7 +241,7 @@ HOSTILE = {
     "a flood of output": (pack(Frame.STDOUT, b"x" * 60_000), 100_000, "wait"),
     "a flood of receipts": (frame(Frame.RECEIPT, arg="x" * 60_000), 100_000, "wait"),
     "frames without end": (frame(Frame.HELLO, pid=1, monotonic_ns=1), 10_000_000, "wait"),
-    "all happened at boot": (hello(1) + STARTED + exited(), 1, "wait"),
+    "all happened at boot": (hello(1) + STARTED + ENDED + exited(), 1, "wait"),
     "it exits before it starts": (hello(1) + exited(), 1, "wait"),
     "figures beyond all bounds": (hello(1) + STARTED + exited(user_us="9" * 400), 1, "wait"),
 }
