@@ -22,7 +22,7 @@ import faults
 from daemon import Daemon, libvirtd
 
 HELPER_S = 90.0  # for a run that lost a helper to come to its end
-ENDED_S = 20.0  # for one that was told to end, on a busy host
+ENDED_S = 60.0  # for one that was told to end, on a busy host
 TRIAL_S = 120.0
 
 

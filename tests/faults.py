@@ -22,6 +22,7 @@ from bench import cleanup, journal
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, runtime_root
 
+HANG = {"PYTHONFAULTHANDLER": "1"}  # SIGABRT then prints every thread's stack
 GONE_S = 5.0  # everything of a dead run is gone by then
 
 PRIVATE = "mount --make-rprivate / && "
@@ -116,11 +117,13 @@ class Harness:
         # A session of its own, so that a Ctrl-C can be sent as a terminal sends it: to all.
         self.process = subprocess.Popen(
             argv_of(*arguments),
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **HANG, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # As a terminal starts it: what a shell starts with `&` ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
         self.began = time.monotonic()
 
@@ -149,10 +152,15 @@ class Harness:
         self.process.kill()
 
     def end(self, seconds: float = 60.0) -> Done:
-        """Wait for its end (killing it where that does not come); output and errors are one."""
+        """Wait for its end (killing it where that does not come); output and errors are one.
+
+        One that hangs says where, in its output: see `HANG`.
+        """
         try:
             out, _ = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            time.sleep(1.0)
             self.process.kill()
             out, _ = self.process.communicate()
         return Done(self.process.returncode, "", _text(out))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import HvctError
+from bench.errors import HostCannot, HvctError
+from bench.image.busybox import find_busybox, populate
 from bench.image.erofs import fingerprint, make_volume, normalise_times
 
 MTIME = 1_600_000_000
@@ -131,3 +132,20 @@ def test_volume_that_cannot_be_written(tmp_path: Path) -> None:
     """A place that does not exist ends in one line that names the program."""
     with pytest.raises(HvctError, match=r"mkfs\.erofs failed"):
         make_volume(make_tree(tmp_path / "tree"), tmp_path / "missing" / "v.erofs")
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_as_that(tmp_path: Path) -> None:
+    """Wherever it fills up: mkfs.erofs has several names for it, we have one, and exit code 3."""
+    tree, small = tmp_path / "tree", tmp_path / "small"
+    populate(tree, find_busybox(tmp_path))
+    small.mkdir()
+    # Near the end are directories of several blocks, of which only a part is written.
+    whole = make_volume(tree, tmp_path / "volume.erofs").size_bytes // 1024
+    for kib in (4, 512, *range(whole - 64, whole, 4)):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", small], check=True)
+        try:
+            with pytest.raises(HostCannot, match="No space left on device"):
+                make_volume(tree, small / "volume.erofs")
+        finally:
+            subprocess.run(["umount", small], check=True)

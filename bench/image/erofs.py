@@ -7,8 +7,10 @@ bytecode stale and compile it again on every start, which falsifies every start-
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -16,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.command import run
-from bench.errors import oserror
+from bench.errors import HvctError, oserror
 
 HINT = "install erofs-utils, or run ./hvct doctor"
+ROOM_BYTES = 64 << 10  # with less, a disk is full for a program that writes in blocks
 HOST_XATTRS = ("security.selinux",)  # the host's labels, not the image's
 
 
@@ -121,17 +124,33 @@ def make_volume(tree: Path, output: Path) -> Volume:
     volume_uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, content))
     # SOURCE_DATE_EPOCH without -T only fixes the volume's own time; each file keeps its own.
     # Tail data outside the inodes: it is then read with direct I/O like all other content.
-    run(
-        [
-            "mkfs.erofs",
-            "--quiet",
-            f"-U{volume_uuid}",
-            "-Enoinline_data,force-inode-extended",
-            *(() if os.geteuid() == 0 else ("--all-root",)),
-            output,
-            tree,
-        ],
-        env={**os.environ, "SOURCE_DATE_EPOCH": str(newest), "LC_ALL": "C"},
-        hint=HINT,
-    )
+    try:
+        run(
+            [
+                "mkfs.erofs",
+                "--quiet",
+                f"-U{volume_uuid}",
+                "-Enoinline_data,force-inode-extended",
+                *(() if os.geteuid() == 0 else ("--all-root",)),
+                output,
+                tree,
+            ],
+            env={**os.environ, "SOURCE_DATE_EPOCH": str(newest), "LC_ALL": "C"},
+            hint=HINT,
+        )
+    except HvctError as error:
+        raise _about_room(output) or error from error
     return Volume(output, sha256_file(output), volume_uuid, output.stat().st_size, newest)
+
+
+def _about_room(output: Path) -> HvctError | None:
+    """The real reason where the disk is full, for which mkfs.erofs has several names.
+
+    Among them "Numerical result out of range"; what it had written is still there.
+    """
+    try:
+        if shutil.disk_usage(output.parent).free >= ROOM_BYTES:
+            return None
+    except OSError:
+        return None
+    return oserror("write", output, OSError(errno.ENOSPC, ""))
