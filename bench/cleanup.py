@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import cgroup, cgroupfs, journal
+from bench import cgroup, cgroupfs, journal, tuning
 from bench.cgroupfs import OURS
 from bench.context import RUN_VARIABLE, runtime_root
 from bench.errors import BadInput, HostCannot, HvctError, oserror
@@ -56,7 +56,7 @@ def clean(tag: str | None = None, dry_run: bool = False) -> list[str]:
         done += _clean_run(record.tag, dry_run)
     for lost in _without_journal():
         done += _clean_run(lost, dry_run)
-    return done + _clean_drafts(dry_run)
+    return done + tuning.reset_dead(dry_run=dry_run) + _clean_drafts(dry_run)
 
 
 def _without_journal() -> list[str]:
@@ -88,6 +88,8 @@ def clean_dead() -> list[str]:
     for record in journal.dead():
         with contextlib.suppress(HvctError):  # `hvct clean` tells; other commands go on
             done += _clean_run(record.tag, dry_run=False)
+    with contextlib.suppress(HvctError):
+        done += tuning.reset_dead()
     return done
 
 
@@ -359,13 +361,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deadline = time.monotonic() + OWNER_DEADLINE_S
         while any(entry.tag == tag for entry in journal.live()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        try:
-            for line in clean(tag):
-                print(line)
-        except HvctError as error:
-            print(error.message, file=sys.stderr)
-            status = error.exit_code
-    return status
+        status = _told(lambda tag=tag: clean(tag)) or status  # type: ignore[misc]
+    return _told(tuning.reset_dead) or status
+
+
+def _told(step: Callable[[], list[str]]) -> int:
+    """Print what a step has done, or why not; its exit code."""
+    try:
+        for line in step():
+            print(line)
+    except HvctError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from bench.errors import HvctError
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+UNMET = "settle_unmet_"
 GAP_S = 0.25  # fixed pause after a trial, before anybody looks
 WINDOW_S = 0.1  # over which quiet is judged
 QUIET_TIMEOUT_S = 2.0
@@ -28,8 +29,13 @@ LIMITS: dict[str, tuple[float, bool]] = {  # up to this counts as quiet; True: p
     "other_cpus": (0.15, True),  # CPUs' worth of foreign work
     "steal_cpus": (0.05, True),  # the same for time the hypervisor took away
     "psi_io_full": (0.10, False),  # part of the time in which everything waited for a disk
+    "psi_cpu": (0.25, False),  # part of the time in which some task waited for a CPU
+    "psi_memory": (0.05, False),  # the same for memory that had to be reclaimed
+    "procs_running": (1.0, True),  # run queue at this moment, who reads it among them
     "writeback_bytes": (8 << 20, False),  # on its way to a disk at this moment
+    "dirty_bytes": (256 << 20, False),  # waiting for that: it may begin at any moment
 }
+LOAD = ("other_cpus", "procs_running")  # of which some may be meant to be there
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ def wait_quiet(
 
     Returns:
         ``settle_s`` (how long it took), ``settle_flagged`` (1.0 when the host was still
-        not quiet, so that the trial is to be marked), and what the last window showed.
+        not quiet, so that the trial is to be marked), ``settle_unmet_<name>`` (1.0 for each
+        condition that was not met then), and what the last window showed.
     """
     start_ns = time.monotonic_ns()
     if deadline_ns is None:
@@ -215,23 +222,32 @@ def wait_quiet(
         time.sleep(WINDOW_S)
         after = Snapshot.take()
         seen = between(before, after)
-        restless = bool(unrest(seen, expected_cpus))
+        restless = unmet(seen, expected_cpus)
         if not restless or time.monotonic_ns() + WINDOW_S * 1e9 > deadline_ns:
             return {
                 "settle_s": (time.monotonic_ns() - start_ns) / 1e9,
-                "settle_flagged": float(restless),
+                "settle_flagged": float(bool(restless)),
+                **{f"{UNMET}{name}": float(name in restless) for name in LIMITS if name in seen},
                 **{f"settle_{name}": seen[name] for name in LIMITS if name in seen},
             }
         before = after
 
 
-def unrest(seen: dict[str, float], expected_cpus: float = 0.0) -> list[str]:
-    """Why a window does not count as quiet; empty when it does."""
+def unmet(seen: dict[str, float], expected_cpus: float = 0.0) -> dict[str, float]:
+    """The conditions of quiet that a window does not meet, with what each allows."""
     count = os.cpu_count() or 1
-    reasons = []
+    found = {}
     for name, (limit, per_cpu) in LIMITS.items():
         allowed = limit * (count if per_cpu else 1)
-        allowed += expected_cpus if name == "other_cpus" else 0.0
+        allowed += expected_cpus if name in LOAD else 0.0
         if seen.get(name, 0.0) > allowed:
-            reasons.append(f"{name} is {seen[name]:.3g}, quiet is up to {allowed:.3g}")
-    return reasons
+            found[name] = allowed
+    return found
+
+
+def unrest(seen: dict[str, float], expected_cpus: float = 0.0) -> list[str]:
+    """Why a window does not count as quiet; empty when it does."""
+    return [
+        f"{name} is {seen[name]:.3g}, quiet is up to {allowed:.3g}"
+        for name, allowed in unmet(seen, expected_cpus).items()
+    ]

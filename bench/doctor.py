@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench import cleanup, host, journal
-from bench.checks import confinement, cpu, kernel, live, memory, tenants
+from bench import cleanup, host, journal, tuning
+from bench.checks import confinement, cpu, interference, kernel, live, memory, tenants
 from bench.checks.programs import binding, programs
 from bench.checks.trap import Trap, spring
 from bench.checks.tree import Tree
@@ -18,6 +18,7 @@ TRAPS: tuple[Trap, ...] = (
     *confinement.TRAPS,
     *memory.TRAPS,
     *cpu.TRAPS,
+    *interference.TRAPS,
     *tenants.TRAPS,
 )
 """Everything that files of a host tell. ``docs/doctor.md`` lists it for users."""
@@ -41,6 +42,7 @@ def examine(capabilities: Sequence[Capability] = ()) -> list[Finding]:
         *live.disk(),
         *live.window(),
         *leftovers(),
+        *tuned(),
     ]
     return worst_first(found)
 
@@ -63,4 +65,33 @@ def leftovers() -> Iterator[Finding]:
             f"run {record.tag} of {record.since} died and left {count} things behind",
             "they take memory and names, and may disturb measurements",
             f"hvct clean {record.tag}",
+        )
+
+
+def tuned() -> Iterator[Finding]:
+    """Settings of the host that hvct itself has changed."""
+    try:
+        record = tuning.read()
+    except HvctError as error:
+        yield Finding("left.tuning", "warning", error.message, "the host is not as it was",
+                      error.hint)  # fmt: skip
+        return
+    if record is None:
+        return
+    names = ", ".join(record.settings)
+    if record.dead:
+        yield Finding(
+            "left.tuning",
+            "warning",
+            f"a command that died had changed settings of this host: {names}",
+            "the host is not as it was, and fingerprints say so",
+            "hvct clean",
+        )
+    else:
+        yield Finding(
+            "tune.applied",
+            "info",
+            f"hvct tune has changed settings of this host since {record.since}: {names}",
+            "figures are those of a host tuned like that, and every run says so",
+            "hvct tune reset",
         )

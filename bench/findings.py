@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.arms import ARMS, pairs
+from bench.disturbances import UNMET
 from bench.identity import shown
 from bench.model import Finding, MemoryBasis, NetworkMode
 from bench.registration import deviations
 
 USABLE_TOLERANCE = 0.02  # of the limit: what a guest has available at `started`
 BUSY_SHARE = 0.10  # of an arm's trials that may have begun on a restless host
+CONDITIONS = {
+    "other_cpus": "other programs",
+    "steal_cpus": "stolen CPU time",
+    "psi_cpu": "tasks waiting for a CPU",
+    "psi_memory": "memory being reclaimed",
+    "psi_io_full": "waiting for a disk",
+    "procs_running": "run queue",
+    "writeback_bytes": "writing back to disk",
+    "dirty_bytes": "much to be written back",
+}
+"""What `bench.disturbances.LIMITS` are called in a finding."""
 DISTURBED: dict[str, tuple[float, str]] = {
     "steal_cpus": (0.05, "CPU time was stolen by the machine below"),
     "pswpin_per_s": (0.0, "the host swapped"),
@@ -27,6 +40,7 @@ DISTURBED_LIMITS = {name: limit for name, (limit, _) in DISTURBED.items()}
 def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Every finding, in the order of what it may spoil."""
     return [
+        *tuned(run),
         *kernels(run),
         *usable_memory(run),
         *sizes_seen(run),
@@ -37,6 +51,23 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *shared_cpus(trials),
         *noise_floor(run),
     ]
+
+
+def tuned(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """Settings of the host that were changed for the run, or before it."""
+    kept = run.get("tuning")
+    if not isinstance(kept, Mapping):
+        return
+    names = ", ".join(map(str, kept.get("settings") or ()))
+    cpus = ", ".join(map(str, kept.get("measured_cpus") or ()))
+    when = "for the time of this run" if kept.get("for_this_run") else "before this run"
+    yield Finding(
+        "host-tuned",
+        "info",
+        f"hvct changed settings of the host {when}: {names} (CPUs of instances: {cpus})",
+        "every arm had them; on a host as it comes figures spread more, and may be others",
+        "without --tune, and after hvct tune reset, it is as it comes",
+    )
 
 
 def kernels(run: Mapping[str, Any]) -> Iterator[Finding]:
@@ -159,10 +190,24 @@ def restless(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 "host-not-quiet",
                 "warning",
-                f"{arm}: {flagged} of {count} trials began on a host that was not quiet",
+                f"{arm}: {flagged} of {count} trials began on a host that was not quiet"
+                f"{_unmet(trials, arm)}",
                 "others used CPU or disk: times are longer and spread more, in every arm",
                 "end other work on the host; the section on disturbances shows what it was",
             )
+
+
+def _unmet(trials: Sequence[Mapping[str, Any]], arm: str) -> str:
+    """Which conditions kept an arm's trials from settling, the commonest first."""
+    counts = Counter(
+        CONDITIONS.get(name.removeprefix(UNMET), name.removeprefix(UNMET))
+        for trial in trials
+        if trial["arm"] == arm
+        for name, unmet in (trial.get("disturbances") or {}).items()
+        if name.startswith(UNMET) and unmet
+    )
+    told = ", ".join(f"{name} {count}×" for name, count in counts.most_common(3))
+    return f" ({told})" if told else ""
 
 
 def disturbed(

@@ -65,6 +65,12 @@ def fingerprint() -> Facts:
     }
 
 
+def forget() -> None:
+    """Look facts up again that settings change (`bench.tuning`): they are read once otherwise."""
+    cpu_facts.cache_clear()
+    memory_facts.cache_clear()
+
+
 def text(path: str | Path) -> str | None:
     """A one-line kernel file without its newline, None where there is none."""
     try:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.agent.frames import FRAME_MAX
+from bench.checks.interference import cpus_of_list
+from bench.checks.tree import Tree
 from bench.context import RunContext
 from bench.errors import BadInput
 from bench.image.config import signal_number
@@ -26,6 +28,7 @@ from bench.model import (
 )
 from bench.plan import LEAST_CPUS
 from bench.readiness import OUTPUT_KINDS
+from bench.tuning import measured_cpus
 
 OWN_CHECK_S = 0.1  # interval of a health check that a plan gives without one
 REST_BYTES = 96 << 10  # of the RUN record: limits, modules, the seccomp filter in hex
@@ -40,7 +43,7 @@ def instance_cpus(cpus: float) -> tuple[tuple[int, ...], float | None]:
     Raises:
         BadInput: it is no number of CPUs, or the host has fewer.
     """
-    usable = sorted(os.sched_getaffinity(0) | set(_all_online()))
+    usable = usable_cpus()
     if not (math.isfinite(cpus) and cpus >= LEAST_CPUS):
         raise BadInput(f"{cpus:g} is no number of CPUs", f"it is at least {LEAST_CPUS:g}")
     count = math.ceil(cpus)
@@ -56,7 +59,7 @@ def harness_cpus(taken: tuple[int, ...]) -> tuple[int, ...]:
 
     Hardware threads that share a core with the instance only where there are no others.
     """
-    free = [cpu for cpu in _all_online() if cpu not in taken]
+    free = [cpu for cpu in usable_cpus() if cpu not in taken]
     apart = [cpu for cpu in free if not siblings(cpu) & set(taken)]
     return tuple(apart or free)
 
@@ -74,12 +77,18 @@ def siblings(cpu: int) -> set[int]:
     return found | {cpu}
 
 
-def _all_online() -> list[int]:
-    """CPUs this process may use at all: what it was started with."""
-    return _STARTED_WITH
+def usable_cpus() -> list[int]:
+    """CPUs that instances and this process may use: what it was started with, if still online.
+
+    And those that `hvct tune` keeps from all others, ourselves among them: instances live in
+    groups to which that does not apply.
+    """
+    found = _STARTED_WITH | os.sched_getaffinity(0) | set(measured_cpus())
+    online = Tree().text("/sys/devices/system/cpu/online")
+    return sorted(found & cpus_of_list(online) if online else found)
 
 
-_STARTED_WITH = sorted(os.sched_getaffinity(0))
+_STARTED_WITH = os.sched_getaffinity(0)
 
 
 def argv_of(workload: Workload, image: Image) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.disturbances import UNMET
 from bench.identity import FieldClass
 from bench.numbers import format_percent, format_value
 from bench.stats.verdict import Verdict
@@ -55,6 +56,8 @@ def family_title(name: str) -> str:
 
 def reading(name: str) -> tuple[str, str]:
     """Unit and title of a disturbance."""
+    if name.startswith(UNMET):
+        return "fraction", f"not settled: {words(name.removeprefix(UNMET))}"
     if name.startswith(_SHARES):
         return "fraction", words(name.replace("psi_", "PSI: stalled on "))
     for suffix, unit in _READING_UNITS:

@@ -133,6 +133,11 @@ CASES: dict[str, dict[str, str | None]] = {  # code → what is different there;
     "cpu.affinity": {
         "/proc/self/status": "Cpus_allowed_list:\t0,2\nNoNewPrivs:\t0\nSeccomp:\t0"
     },
+    "cpu.interrupts": {
+        "/proc/irq/24/smp_affinity_list": "0-3", "/proc/irq/25/smp_affinity_list": "0",
+    },
+    "cpu.workqueues": {"/sys/devices/virtual/workqueue/cpumask": "00000000,0000000f"},
+    "cpu.other-programs": {f"{V1}/system.slice/cpuset.cpus": "", f"{V1}/hvct/cpuset.cpus": ""},
     "load.average": {"/proc/loadavg": "9.00 8.50 8.00 9/200 4000"},
     "load.tenants": {"/proc/77/comm": "qemu-system-x86", "/proc/78/comm": "containerd-shim"},
 }  # fmt: skip

@@ -24,6 +24,7 @@ EPILOG = """examples:
   hvct run busybox -- echo hello          one container
   hvct run --arm vm busybox -- uname -r   the same image as a virtual machine
   hvct doctor                             what works on this host
+  hvct tune show                          which of its settings add noise
 
 exit status:
   0 done · 1 the measured thing failed · 2 wrong usage or input
@@ -115,7 +116,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     _selfcheck(commands)
     _resume(commands)
     _run(commands, with_command)
-    for add in (_doctor, _report, _diff, _archive, _list, _show, _image, _clean):
+    for add in (_doctor, _tune, _report, _diff, _archive, _list, _show, _image, _clean):
         add(commands)
     return parser
 
@@ -170,6 +171,14 @@ def _measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
+def _tune_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tune", action="store_true",
+        help="change the host's settings as hvct tune shows; undone at the end, or after a crash",
+    )  # fmt: skip
+    parser.add_argument("--tune-only", metavar="S,…", help="the same, for these settings alone")
+
+
 def _compare(commands: Commands) -> None:
     parser = _command(
         commands, "compare", "compare", "compare workloads as VM, container and process",
@@ -181,6 +190,7 @@ hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
 hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x    pulled if missing
 hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
 hvct compare --plan mine.toml --dry-run         what would be done, how long
+hvct compare redis --tune                       on a quieter host (hvct tune)
 hvct compare xz --json >xz.json                 the figures for a program
 
 Results go to runs/DATE-NAME: all trials, report.html, .pdf, .json, samples.csv.
@@ -227,6 +237,7 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and how long it takes, run nothing"
     )
+    _tune_options(parser)
     _measuring_options(parser)
     _machine_options(parser)
 
@@ -260,6 +271,7 @@ nothing is called equivalent. It never makes a verdict easier.
     )
     parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
+    _tune_options(parser)
     _measuring_options(parser)
     _machine_options(parser)
 
@@ -388,6 +400,35 @@ Exit status 3: an arm does not work here; 1 (--validate): some check failed.
         help="where --validate writes its sheet; default: here",
     )  # fmt: skip
     _machine_options(parser)
+
+
+def _tune(commands: Commands) -> None:
+    parser = _command(
+        commands, "tune", "tune", "show and change settings of the host that make figures noisier",
+        """
+hvct tune show                        how they stand, what they do to the numbers
+hvct tune apply --only governor,thp   until hvct tune reset
+hvct tune apply --dry-run             which files would get which value
+hvct tune apply --cpus 2              for workloads of two CPUs
+hvct tune reset                       every old value again
+hvct compare --tune                   only for the time of that run
+
+Nothing is ever changed unasked. Old values are on disk before the first change;
+what cannot be undone is not done. Where a command is killed, the next one of
+hvct restores them first. A reboot ends it all.
+""",
+    )  # fmt: skip
+    parser.add_argument(
+        "action", choices=("show", "apply", "reset"), metavar="show|apply|reset",
+        help="say how they stand, change them, or restore them",
+    )  # fmt: skip
+    parser.add_argument("--only", metavar="S,…", help="these settings alone, as show names them")
+    parser.add_argument(
+        "--cpus", type=float, default=1.0, metavar="N",
+        help="keep the last N CPUs for instances; default: 1",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    _json(parser)
 
 
 def _report(commands: Commands) -> None:

@@ -17,6 +17,7 @@ from bench import calibration, estimate, store, workloads
 from bench.arms import DEFAULT_ARMS
 from bench.commands import compare
 from bench.commands.rights import need_root
+from bench.commands.tune import tuned
 from bench.model import Scale
 from bench.numbers import format_percent, format_value
 from bench.plan import Plan, default_primary
@@ -40,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     need_root()
-    with compare.alone(options.wait, directory):
+    with compare.alone(options.wait, directory), tuned(chosen, options):
         run = compare.describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
         with compare.kept_if_begun(run_store):

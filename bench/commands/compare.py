@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import sys
@@ -27,6 +26,7 @@ from bench import (
     schedule,
     spec,
     store,
+    tuning,
     workloads,
 )
 from bench.cleanup import clean_dead
@@ -34,6 +34,7 @@ from bench.commands.execution import execute, plan_document
 from bench.commands.images import check_image_options, image_workload, ready_rule
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
+from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
@@ -53,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return print_plan(chosen, directory, options)
     need_root()
-    with alone(options.wait, directory):
+    with alone(options.wait, directory), tuned(chosen, options):
         run = describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
         with kept_if_begun(run_store):
@@ -66,23 +67,33 @@ def resume(options: argparse.Namespace) -> int:
     stored = store.load(options.run)
     chosen = plan_file.from_run(stored.run["plan"])
     need_root()
-    changed = host.same_host(stored.run.get("host", {}), host.fingerprint())
-    if stored.run.get("hvct_version") != VERSION:
-        changed = [f"hvct {stored.run.get('hvct_version')} began it, this is {VERSION}", *changed]
+    kept = stored.run.get("options", {})
+    options.libvirt_uri = kept.get("libvirt_uri", "")
+    options.kernel = Path(kept["kernel"]) if kept.get("kernel") else None
+    options.tune, options.tune_only = bool(kept.get("tune")), kept.get("tune")
+    check_kernel(options.kernel)
+    with alone(options.wait, options.run), tuned(chosen, options):
+        check_same_host(stored.run)
+        if not remaining(chosen, stored.directory):
+            print(f"{options.run} is complete: nothing is left to measure", file=sys.stderr)
+            return finish(stored.directory, options)
+        return measure(chosen, stored.run, store.RunStore(stored.directory), options)
+
+
+def check_same_host(run: dict[str, Any]) -> None:
+    """Refuse to go on with a run on another host, in another state, or with another version.
+
+    Raises:
+        BadInput: with what has changed.
+    """
+    changed = host.same_host(run.get("host", {}), host.fingerprint())
+    if run.get("hvct_version") != VERSION:
+        changed = [f"hvct {run.get('hvct_version')} began it, this is {VERSION}", *changed]
     if changed:
         raise BadInput(
             f"this is not the host, or not the state, the run began on: {'; '.join(changed[:3])}",
             "start a new run; several runs are compared with hvct report RUN RUN",
         )
-    kept = stored.run.get("options", {})
-    options.libvirt_uri = kept.get("libvirt_uri", "")
-    options.kernel = Path(kept["kernel"]) if kept.get("kernel") else None
-    check_kernel(options.kernel)
-    with alone(options.wait, options.run):
-        if not remaining(chosen, stored.directory):
-            print(f"{options.run} is complete: nothing is left to measure", file=sys.stderr)
-            return finish(stored.directory, options)
-        return measure(chosen, stored.run, store.RunStore(stored.directory), options)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -195,7 +206,7 @@ def check_against_host(chosen: Plan, kernel: Path | None = None) -> None:
         spec.check_command_size(workload.argv or (), workload.env)
     check_kernel(kernel)
     plan.check_against_host(
-        chosen, cpus=len(os.sched_getaffinity(0)), memory_bytes=host.mem_available_bytes()
+        chosen, cpus=len(spec.usable_cpus()), memory_bytes=host.mem_available_bytes()
     )
     unreachable = check_reachable(chosen.blocks, len(chosen.primary), chosen.alpha)
     if unreachable is not None:
@@ -224,7 +235,9 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "options": {  # what resuming needs besides the plan
             "libvirt_uri": options.libvirt_uri,
             "kernel": str(options.kernel.absolute()) if options.kernel else None,
+            "tune": tuning_names(options),
         },
+        "tuning": tuning.in_force(),
         "plan": plan_document(chosen),
         "metrics": store.jsonable(table(chosen.workloads)),
         "host": host.fingerprint(),
