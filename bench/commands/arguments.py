@@ -406,14 +406,14 @@ def _tune(commands: Commands) -> None:
     parser = _command(
         commands, "tune", "tune", "show and change settings of the host that make figures noisier",
         """
-hvct tune show                        how they stand, what they do to the numbers
+hvct tune show                        how they stand, what they do to figures
 hvct tune apply --only governor,thp   until hvct tune reset
 hvct tune apply --dry-run             which files would get which value
 hvct tune apply --cpus 2              for workloads of two CPUs
 hvct tune reset                       every old value again
 hvct compare --tune                   only for the time of that run
 
-Nothing is ever changed unasked. Old values are on disk before the first change;
+Nothing is ever changed unasked. Old values are on disk before a change;
 what cannot be undone is not done. Where a command is killed, the next one of
 hvct restores them first. A reboot ends it all.
 """,
