@@ -38,6 +38,8 @@ ARMS: dict[str, Arm] = {
         Arm("vm:direct", "vm", "virtual machine, image read past the host's page cache", {"direct": True}),
         Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
+        Arm("vm:balloon", "vm", "virtual machine with a balloon device that nobody inflates", {"balloon": "device"}),
+        Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("container:rootless", "container", "namespace container of a user without root, reduced", {"rootless": True}),

@@ -164,6 +164,15 @@ class Executes(Protocol):
         ...
 
 
+@runtime_checkable
+class HasGuest(Protocol):
+    """An instance with a kernel of its own, in RAM that the host gave it."""
+
+    def guest_memory_bytes(self) -> int | None:
+        """Host memory behind the guest's RAM now; None where it cannot be told."""
+        ...
+
+
 class Backend(Protocol):
     """Launches an InstanceSpec. A context manager: leaving it ends its helper process."""
 

@@ -99,6 +99,7 @@ class Campaign:
         if not slots:
             return
         self.take_receipts()
+        self.before_blocks()
         done_before = self.total() - len(slots)
         attempts = store.attempts(self.run_store.directory)
         for index, slot in enumerate(slots):
@@ -112,6 +113,9 @@ class Campaign:
             self.run_store.append(trial)
             self.durations.note(slot.arm, slot.workload, time.monotonic() - began)
             self.progress.end(trial)
+
+    def before_blocks(self) -> None:
+        """What an experiment measures besides trials, between receipts and blocks: nothing."""
 
     def slots(self) -> list[Slot]:
         """The whole schedule."""

@@ -90,14 +90,14 @@ class Snapshot:
             harness_s=time.process_time()
             + ended.children_user
             + ended.children_system
-            + sum(_run_time_s(pid) for pid in helpers),
+            + sum(run_time_s(pid) for pid in helpers),
             stalled_s=_pressure(),
             counts={**counts, **_throttled()},
             levels=levels,
         )
 
 
-def _run_time_s(pid: int) -> float:
+def run_time_s(pid: int) -> float:
     """CPU seconds of a process, all threads, those that ended too (libvirt works in threads)."""
     clock = ~pid << 3 | 2  # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of linux/posix-timers.h
     try:

@@ -166,7 +166,7 @@ def hypervisor() -> str | None:
 @cache
 def memory_facts() -> Facts:
     """Sizes and policies; how much is free belongs to a trial and is not in here."""
-    amounts = _meminfo()
+    amounts = meminfo()
     mm = Path("/sys/kernel/mm")
     return {
         "total_bytes": amounts.get("MemTotal"),
@@ -182,7 +182,8 @@ def memory_facts() -> Facts:
     }
 
 
-def _meminfo() -> dict[str, int]:
+def meminfo() -> dict[str, int]:
+    """The lines of /proc/meminfo, in bytes."""
     amounts = {}
     for line in (text("/proc/meminfo") or "").splitlines():
         key, _, rest = line.partition(":")
@@ -192,7 +193,7 @@ def _meminfo() -> dict[str, int]:
 
 def mem_available_bytes() -> int:
     """What the kernel thinks new programs can still get without swapping."""
-    return _meminfo()["MemAvailable"]
+    return meminfo()["MemAvailable"]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The built-in workloads of the quick suite: pure data."""
+"""The built-in workloads, those of the quick suite first: pure data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bench.readiness import check_interval_s
 
 XZ_INPUT_BYTES = 2 << 20
 TOUCHED_BYTES = 64 << 20
+ELASTIC_HOLD_S = 10.0  # a guest reports its free pages some 2 s after they were freed
 SERVER_HOLD_S = 0.5  # of a server out of any image: as long as redis of the quick suite
 SERVER_TIMEOUT_S = 180.0  # a database makes its files first, and that may be under emulation
 
@@ -88,6 +89,32 @@ XZ = Workload(
     work_unit_name="MiB",
 )
 
+IDLE = Workload(
+    name="idle",
+    title="a command that waits",
+    image="busybox",
+    argv=("sh", "-c", "echo up; exec sleep 1000000"),
+    ready=Readiness(ReadyKind.LINE, pattern="^up$"),
+    until="ready",
+    hold_s=0.3,
+)
+
+ELASTIC = Workload(
+    name="elastic",
+    title=f"{TOUCHED_BYTES >> 20} MiB touched and freed, {ELASTIC_HOLD_S:.0f} s later",
+    image="default",
+    argv=(
+        *("python3", "-I", "-S", "-c"),
+        # A block of this size is a mapping of its own, which `del` gives back to the kernel.
+        f"import signal; block = bytearray({TOUCHED_BYTES}); "
+        f"block[::4096] = b'x' * {TOUCHED_BYTES // 4096}; del block; "
+        "print('freed', flush=True); signal.pause()",
+    ),
+    ready=Readiness(ReadyKind.LINE, pattern="^freed$"),
+    until="ready",
+    hold_s=ELASTIC_HOLD_S,
+)
+
 QUICK = (HELLO, REDIS, NGINX, TOUCH64, XZ)
 
 
@@ -95,6 +122,9 @@ def quick_suite() -> tuple[Workload, ...]:
     """The five workloads of ``hvct compare`` without arguments, in the report's order."""
     return QUICK
 
+
+MORE = (IDLE, ELASTIC)
+"""Built in, but not in the quick suite."""
 
 PRESETS = {"startup": (HELLO,)}
 """Names for several workloads, or for a purpose."""
@@ -115,10 +145,10 @@ def builtin(name: str) -> Workload:
     Raises:
         BadInput: there is none.
     """
-    for workload in QUICK:
+    for workload in (*QUICK, *MORE):
         if workload.name == name:
             return workload
-    known = ", ".join([*(workload.name for workload in QUICK), *PRESETS])
+    known = ", ".join([*(workload.name for workload in (*QUICK, *MORE)), *PRESETS])
     raise BadInput(
         f"there is no workload {name!r}", f"choose from {known}, or describe your own in a plan"
     )

@@ -42,6 +42,7 @@ from hv.connection import Connection, DomainLink
 from hv.domain import (
     DEFAULT_RAM_BYTES,
     MACHINES,
+    Balloon,
     Disk,
     DomainPlan,
     domain_name,
@@ -49,7 +50,7 @@ from hv.domain import (
     vcpu_count,
 )
 from hv.emulator import PROCS_VARIABLE, Emulator, emulator
-from hv.initramfs import Initramfs, initramfs
+from hv.initramfs import BALLOON_MODULES, Initramfs, initramfs
 from hv.instance import VmInstance
 from hv.kernel import GuestKernel, guest_kernel, own_kernel, packed_kernel
 from hv.probe import Verdict, decide, stages
@@ -71,6 +72,7 @@ class VmBackend:
             kernel as a bzImage that unpacks itself.
         host_kernel: boot the kernel this host runs, so that kernel version and virtualisation can
             be told apart.
+        balloon: a way for the guest to give memory back (`hv.domain.Balloon`).
     """
 
     name: str = "vm"
@@ -85,6 +87,7 @@ class VmBackend:
         machine: str = "",
         stock: bool = False,
         host_kernel: bool = False,
+        balloon: str = "none",
     ) -> None:
         self.context = context
         self.direct = direct
@@ -94,6 +97,7 @@ class VmBackend:
         self.machine = MACHINES[machine or self.architecture.machines[0]]
         self.stock = stock
         self.host_kernel = host_kernel
+        self.balloon = Balloon(balloon)
         self._connection: Connection | None = None
         self._verdict: Verdict | None = None
         self._emulator: Emulator | None = None
@@ -293,6 +297,7 @@ class VmBackend:
                 cpu_set=spec.cpu_set if cgroup is None else (),
                 tsc_khz=host_tsc_khz() if verdict.accelerator.emulated else 0,
                 trimmed=not self.stock,
+                balloon=self.balloon,
             )
             link, started_as = self.start(plan)
             # While libvirt works, as a container's is made while the launcher works.
@@ -331,6 +336,7 @@ class VmBackend:
             "vcpus": plan.vcpus,
             "accelerator": verdict.accelerator.kind,
             "accelerator_reason": verdict.accelerator.reason,
+            "balloon": plan.balloon.value,
             "image_cache": plan.disks[0].cache if plan.disks else "",
             "qemu": self.emulator.version,
             "join": "cgroup.procs before exec" if PROCS_VARIABLE in plan.environment else "none",
@@ -338,6 +344,8 @@ class VmBackend:
 
     def _archive(self, spec: InstanceSpec) -> Initramfs:
         extra = spec.extra_modules
+        if self.balloon is not Balloon.NONE:
+            extra = (*extra, *BALLOON_MODULES)
         if extra not in self._initramfs:
             self._initramfs[extra] = initramfs(self.kernel, agent_path(), extra)
         return self._initramfs[extra]

@@ -6,6 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from bench.model import InstanceSpec
@@ -37,7 +38,7 @@ MACHINES: Mapping[str, Machine] = {
 }
 
 # Device → slot on the root bus. Fixed, so that every guest enumerates the same tree.
-SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7}
+SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7, "balloon": 8}
 
 # Why each word is there. Mitigations stay at the kernel's defaults.
 _COMMAND_LINE = (
@@ -66,6 +67,14 @@ class Nic:
 
     link: str
     mac: str
+
+
+class Balloon(StrEnum):
+    """Whether the guest has a way to give memory back to the host."""
+
+    NONE = "none"
+    DEVICE = "device"  # a virtio balloon, which nobody inflates
+    REPORTING = "reporting"  # and through it the guest reports its free pages
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class DomainPlan:
     cpu_set: tuple[int, ...] = ()
     tsc_khz: int = 0
     trimmed: bool = True
+    balloon: Balloon = Balloon.NONE
 
 
 def domain_name(spec: InstanceSpec) -> str:
@@ -212,7 +222,17 @@ def _add_devices(domain: ET.Element, plan: DomainPlan) -> None:
     rng = _add(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom", model="random")
     _place(rng, plan, "rng")
-    _add(devices, "memballoon", model="none")
+    _add_balloon(devices, plan)
+
+
+def _add_balloon(devices: ET.Element, plan: DomainPlan) -> None:
+    if plan.balloon is Balloon.NONE:
+        _add(devices, "memballoon", model="none")
+        return
+    balloon = _add(devices, "memballoon", model="virtio")
+    if plan.balloon is Balloon.REPORTING:
+        balloon.set("freePageReporting", "on")
+    _place(balloon, plan, "balloon")
 
 
 def _add_qemu(domain: ET.Element, plan: DomainPlan) -> None:

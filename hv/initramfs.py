@@ -22,6 +22,7 @@ CHANNEL_MODULES = ("virtio_pci", "virtio_console")
 DISK_MODULES = ("virtio_blk", "erofs", "overlay")
 NETWORK_MODULES = ("virtio_net",)
 ENTROPY_MODULES = ("virtio_rng",)
+BALLOON_MODULES = ("virtio_balloon",)
 
 _FORMAT = b"hvct initramfs 1"
 

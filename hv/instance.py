@@ -211,6 +211,14 @@ class VmInstance(AgentInstance):
 
     # -- accounting --------------------------------------------------------------------
 
+    def guest_memory_bytes(self) -> int | None:
+        """Host memory behind the guest's RAM: the mapping of QEMU's that is as large."""
+        size = self._facts.get("guest_ram_bytes")
+        if self.cgroup is None or not isinstance(size, int):
+            return None
+        found = [resident_of(pid, size) for pid in self.cgroup.pids()]
+        return max((bytes for bytes in found if bytes is not None), default=None)
+
     def oom_kills(self) -> int:
         """Processes killed for lack of memory, by the guest's kernel or by the host's.
 
@@ -274,6 +282,29 @@ class VmInstance(AgentInstance):
                 f"QEMU of {self.spec.id} (pid {link.pid}) outlived SIGKILL by 10 s",
                 "it is stuck in the kernel: look at its stack in /proc",
             )
+
+
+def resident_of(pid: int, size: int) -> int | None:
+    """Resident bytes of a process's smallest anonymous mapping of at least `size`.
+
+    The kernel joins neighbouring mappings of the same kind, so it may be a little larger.
+    """
+    best: tuple[int, int] | None = None
+    large = 0
+    try:
+        with open(f"/proc/{pid}/smaps") as lines:
+            for line in lines:
+                words = line.split()
+                if "-" in words[0] and not words[0].endswith(":"):
+                    first, last = (int(end, 16) for end in words[0].split("-"))
+                    large = last - first if last - first >= size and words[4] == "0" else 0
+                elif large and words[0] == "Rss:":
+                    resident = int(words[1]) * 1024
+                    if best is None or large < best[0]:
+                        best = large, resident
+    except OSError:  # it ended while we looked
+        return None
+    return None if best is None else best[1]
 
 
 def _one_line(text: str) -> str:

@@ -124,3 +124,12 @@ def test_the_schema_of_reports_is_published() -> None:
     published = (CHECKOUT / "docs" / "report-schema.json").read_text()
     renew = "python -m bench.cli report --schema >docs/report-schema.json"
     assert published == schema.text(), f"the report's model has changed; renew it: {renew}"
+
+
+def test_the_schema_of_cost_models_is_published() -> None:
+    """docs/cost-model-schema.json is what `hvct costs --schema` prints: planners rely on it."""
+    from reports import schema
+
+    published = (CHECKOUT / "docs" / "cost-model-schema.json").read_text()
+    renew = "python -m bench.cli costs --schema >docs/cost-model-schema.json"
+    assert published == schema.text(schema.cost_schema()), f"the model has changed; renew: {renew}"

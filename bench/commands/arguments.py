@@ -114,6 +114,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
     _compare(commands)
     _calibrate(commands)
     _selfcheck(commands)
+    _costs(commands)
     _resume(commands)
     _run(commands, with_command)
     for add in (_doctor, _tune, _report, _diff, _archive, _list, _show, _image, _clean):
@@ -199,7 +200,8 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
     )  # fmt: skip
     parser.add_argument(
         "workload", nargs="*", metavar="WORKLOAD",
-        help="of the quick suite: hello, redis, nginx, touch64, xz; startup is hello; default: all",
+        help="hello, redis, nginx, touch64, xz (the quick suite: the default); also idle, elastic; "
+        "startup is hello",
     )  # fmt: skip
     parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
     parser.add_argument(
@@ -302,6 +304,56 @@ smallest effect it can tell from nothing. Exit status 1: one was not found.
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     _json(parser)
+
+
+def _costs(commands: Commands) -> None:
+    parser = _command(
+        commands, "costs", "costs", "measure what one more instance takes, for a cost model",
+        """
+hvct costs                              a command that waits, as VM and as container
+hvct costs redis --arms vm,container,process
+hvct costs --steps 0,20,100 --vm-steps 0,4,8 --rounds 8
+hvct costs --dry-run                    what would stand, how long
+hvct costs --show runs/20261124-costs --json
+
+More and more instances stand idle, in random steps. What the host loses is
+set against what can be named; the rest is printed. Results go to
+runs/DATE-costs: report.html, and cost-model.json for planners
+(docs/costs.md). hvct resume goes on.
+""",
+    )  # fmt: skip
+    parser.add_argument(
+        "workload", nargs="?", default="idle", metavar="WORKLOAD",
+        help="what stands: idle, redis, nginx, touch64 or elastic; default: idle",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work", default="xz", metavar="NAME", help="what a unit of work is; default: xz"
+    )
+    parser.add_argument(
+        "--arms", metavar="A,B,…", help=f"of {', '.join(ARMS)}; default: vm,container"
+    )
+    parser.add_argument(
+        "--steps", default="0,10,25,50", metavar="N,N,…", help="instances; default: 0,10,25,50"
+    )
+    parser.add_argument(
+        "--vm-steps", default="0,5,10,20", metavar="N,N,…", help="of VMs; default: 0,5,10,20"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="passes over the steps; default: 5"
+    )
+    parser.add_argument(
+        "--hold", type=float, default=2.0, metavar="SECONDS", help="at each step; default: 2"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the order; default: a new one")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="run directory; default: runs/DATE-costs"
+    )
+    parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
+    parser.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of cost-model.json"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
+    _measuring_options(parser)
     _machine_options(parser)
 
 

@@ -37,6 +37,7 @@ from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
+from bench.ledger import EXPERIMENT
 from bench.metrics import table
 from bench.model import Outcome, Workload
 from bench.owner import handed_over
@@ -313,10 +314,13 @@ def announce(chosen: Plan, directory: Path, left: Sequence[Slot] | None = None) 
 
 def finish(directory: Path, options: argparse.Namespace) -> int:
     """Report in the run directory, summary on the terminal, exit code from the outcomes."""
-    from bench.commands import calibrate, report
+    from bench.commands import calibrate, costs, report
 
-    if store.load(directory).run["plan"].get("experiment") == schedule.AGAINST_ITSELF:
+    experiment = store.load(directory).run["plan"].get("experiment")
+    if experiment == schedule.AGAINST_ITSELF:
         return calibrate.finish(directory, options)
+    if experiment == EXPERIMENT:
+        return costs.finish(directory, options)
     try:
         if not options.no_report:
             report.write(directory, quiet=options.json)

@@ -20,9 +20,11 @@ from bench.commands.progress import RunProgress, told_to
 from bench.context import RunContext
 from bench.errors import BadInput, HostCannot
 from bench.image import store as image_store
+from bench.ledger import EXPERIMENT
 from bench.model import Capability, Finding, Image, NetworkMode
 from bench.pagecache import SharedCache
 from bench.plan import Plan
+from bench.standing import Standing
 
 
 def execute(
@@ -65,7 +67,8 @@ def execute(
                 [*preflight(list(found.values())), *map(left_out_finding, left_out)]
             )
             run_store.write_run(run)
-            campaign = Campaign(
+            kind = Standing if chosen.experiment == EXPERIMENT else Campaign
+            campaign = kind(
                 chosen, run, run_store, backends, images, context, cache, progress, durations
             )
             prepare_backends(campaign, progress.stage)

@@ -1,0 +1,278 @@
+"""``hvct costs``: what one more instance takes on this host, as a ledger and a cost model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import estimate, host, ledger, plan, store, workloads
+from bench.commands import compare
+from bench.commands.rights import need_root
+from bench.errors import BadInput, HvctError
+from bench.ledger import EXPERIMENT, ArmCosts, CostModel, is_guest
+from bench.model import Workload
+from bench.numbers import format_estimate
+from bench.plan import Plan
+from bench.standing import SETTLE_S, launch_key
+from bench.stats.slope import Estimate
+from bench.stats.student import LEAST_RUNS
+
+ARMS = ("vm", "container")
+LAUNCH_GUESS_S = {True: 2.5, False: 0.05}  # of one more, before this host has launched any
+
+
+def main(options: argparse.Namespace) -> int:
+    """Plan, let stand, measure, keep, say."""
+    if options.schema:
+        from reports import schema
+
+        print(schema.text(schema.cost_schema()), end="")
+        return 0
+    if options.show:
+        return say(options.show, options)
+    chosen = make_plan(options)
+    compare.check_against_host(chosen, options.kernel)
+    asked = steps_of(chosen, options)
+    directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-costs"
+    if not options.quiet:
+        for line in beforehand(chosen, asked, options.hold):
+            print(line, file=sys.stderr if options.json else sys.stdout)
+    if options.dry_run:
+        return 0
+    need_root()
+    with compare.alone(options.wait, directory):
+        run = compare.describe_run(chosen, directory, options)
+        run["costs"] = {
+            "host": host.summary_line(),
+            "hold_s": options.hold,
+            "arms": {arm: {"steps": list(steps)} for arm, steps in asked.items()},
+        }
+        run_store = store.RunStore.create(directory)
+        with compare.kept_if_begun(run_store):
+            run_store.write_run(run)
+            return compare.measure(chosen, run, run_store, options)
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """What the options ask for.
+
+    Raises:
+        BadInput: a workload or an arm is not one, or does not suit.
+    """
+    held, work = workloads.builtin(options.workload), workloads.builtin(options.work)
+    if held.until != "ready":
+        raise BadInput(
+            f"{held.name} ends by itself: it cannot stand idle",
+            f"choose from {_names(lambda one: one.until == 'ready')}",
+        )
+    if not work.work_units:
+        raise BadInput(
+            f"--work {work.name}: it counts no work",
+            f"choose from {_names(lambda one: bool(one.work_units))}",
+        )
+    if options.rounds < LEAST_RUNS:
+        raise BadInput(
+            f"{options.rounds} rounds give no interval", f"ask for at least {LEAST_RUNS}"
+        )
+    if not 0.1 <= options.hold <= 600:
+        raise BadInput(f"--hold {options.hold:g} is no useful time", "it is 0.1 to 600 s")
+    names = tuple(options.arms.split(",")) if options.arms else ARMS
+    seed = plan.new_seed() if options.seed is None else options.seed
+    return plan.check(
+        Plan("costs", names, (held, work), options.rounds, seed, (), {}, experiment=EXPERIMENT)
+    )
+
+
+def _names(suits: Any) -> str:
+    every: Sequence[Workload] = (*workloads.QUICK, *workloads.MORE)
+    return ", ".join(one.name for one in every if suits(one))
+
+
+def steps_of(chosen: Plan, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    """How many instances stand, by arm.
+
+    Raises:
+        BadInput: the steps are no numbers, or too few.
+    """
+    native, guests = (
+        _steps(name, getattr(options, name.replace("-", "_"))) for name in ("steps", "vm-steps")
+    )
+    return {arm: guests if is_guest(arm) else native for arm in chosen.arms}
+
+
+def _steps(name: str, text: str) -> tuple[int, ...]:
+    hint = "as in --steps 0,10,25,50: at least two different numbers, up to 10000"
+    try:
+        steps = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError as error:
+        raise BadInput(f"--{name} {text!r} are no numbers", hint) from error
+    if len(steps) < 2 or steps[0] < 0 or steps[-1] > 10000:
+        raise BadInput(f"--{name} {text!r} gives no slope", hint)
+    return steps
+
+
+def beforehand(chosen: Plan, asked: Mapping[str, Sequence[int]], hold_s: float) -> list[str]:
+    """What stands, and how long all of it takes."""
+    seconds = compare.expected_s(chosen) + standing_s(chosen, asked, hold_s)
+    held, work = chosen.workloads
+    stands = "; ".join(f"{arm} {', '.join(map(str, steps))}" for arm, steps in asked.items())
+    return [
+        f"{held.title}, standing idle: {stands}.",
+        f"{chosen.blocks} rounds, then {chosen.blocks} trials each of {held.name} and "
+        f"{work.name}: {estimate.phrase(seconds)}.",
+        "Steps shrink where this host's memory does not allow them, and the reason is kept.",
+    ]
+
+
+def standing_s(chosen: Plan, asked: Mapping[str, Sequence[int]], hold_s: float) -> float:
+    """Seconds that the passes will take; about half of a pass's instances are launched anew."""
+    known = estimate.load()
+    total = 0.0
+    for arm, steps in asked.items():
+        each = known.seconds.get(
+            f"{arm}/{launch_key(chosen.workloads[0])}", LAUNCH_GUESS_S[is_guest(arm)]
+        )
+        total += len(steps) * (hold_s + SETTLE_S) + max(steps) * 1.5 * each
+    return total * chosen.blocks
+
+
+def finish(directory: Path, options: argparse.Namespace) -> int:
+    """Write the cost model, report, say it; exit code from passes and trials."""
+    stored = store.load(directory)
+    model = model_of(directory)
+    store.write_json(directory / ledger.MODEL_FILE, model.as_json())
+    if not options.no_report:
+        from bench.commands import report
+
+        report.write(directory, quiet=True)
+    say(directory, options)
+    if not options.json and not options.quiet:
+        print(f"For a planner: {shlex.quote(str(directory / ledger.MODEL_FILE))} (docs/costs.md)")
+    raise_short(model, directory)
+    compare.raise_failures(stored.trials, directory)
+    return 0
+
+
+def say(directory: Path, options: argparse.Namespace) -> int:
+    """What a stored run says, without measuring."""
+    model = model_of(directory)
+    if options.json:
+        print(json.dumps(model.as_json(), indent=1))
+    elif not options.quiet:
+        tell(Console(highlight=False), model)
+    return 0
+
+
+def model_of(directory: Path) -> CostModel:
+    """The cost model of a run directory.
+
+    Raises:
+        BadInput: it holds none.
+    """
+    stored = store.load(directory)
+    model = ledger.cost_model(directory, stored.run, stored.trials)
+    if model is None:
+        raise BadInput(f"{directory} holds no costs", "measure them with: hvct costs")
+    return model
+
+
+def raise_short(model: CostModel, directory: Path) -> None:
+    """Say that passes were cut short, and why the first was.
+
+    Raises:
+        HvctError: the measured thing failed.
+    """
+    errors = [step.error for step in ledger.read_steps(directory) if step.error]
+    if errors:
+        raise HvctError(
+            f"{len(errors)} passes ended early; the first: {errors[0]}",
+            "they do not count; see the logs folder of the run",
+        )
+
+
+# -- saying --------------------------------------------------------------------------------
+
+
+def tell(console: Console, model: CostModel) -> None:
+    """Costs as a table, then the ledger of each arm."""
+    grid = Table(box=None, pad_edge=False, title_justify="left")
+    grid.add_column(f"{model.workload}, mean [95 % interval]")
+    for arm in model.arms:
+        grid.add_column(arm.label, justify="right")
+    for title, unit, pick in rows(model):
+        grid.add_row(title, *(text(pick(arm), unit) for arm in model.arms))
+    console.print(grid)
+    for arm in model.arms:
+        console.print()
+        tell_ledger(console, arm)
+    for line in remarks(model):
+        console.print(line, soft_wrap=True)
+
+
+def rows(model: CostModel) -> list[tuple[str, str, Any]]:
+    """(title, unit, what of an arm) of the cost model's figures."""
+    return [
+        ("each more: memory", "bytes", lambda arm: arm.marginal_memory_bytes),
+        ("each more: CPU when idle", "CPU", lambda arm: arm.marginal_cpus),
+        ("each start and end: host CPU", "s", lambda arm: arm.start_cpu_s),
+        (f"work: host CPU for a {model.work_unit} of {model.work}", "s",
+         lambda arm: arm.active_cpu_s),
+        ("fixed: launcher or worker", "bytes", lambda arm: arm.fixed_memory_bytes),
+        ("fixed: CPU of it", "CPU", lambda arm: arm.fixed_cpus),
+        ("shared: page cache, once", "bytes", lambda arm: arm.shared_memory_bytes),
+    ]  # fmt: skip
+
+
+def tell_ledger(console: Console, arm: ArmCosts) -> None:
+    """One arm's memory, part by part."""
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column(f"{arm.label}: memory of one more")
+    grid.add_column("", justify="right")
+    for part in arm.ledger:
+        if part.counted:
+            grid.add_row(part.title, text(part.bytes, "bytes"))
+    grid.add_row("sum of these", text(arm.explained, "bytes"))
+    grid.add_row("missing on the host (MemAvailable)", text(arm.host_delta, "bytes"))
+    grid.add_row("unexplained", text(arm.unexplained, "bytes"))
+    for part in arm.ledger:
+        if not part.counted:
+            grid.add_row(f"not in the sum: {part.title}", text(part.bytes, "bytes"))
+    console.print(grid)
+
+
+def remarks(model: CostModel) -> list[str]:
+    """What a reader must know besides."""
+    said = []
+    for arm in model.arms:
+        standing = ", ".join(map(str, arm.steps))
+        said.append(f"{arm.label}: {arm.passes} passes over {standing} instances")
+        if arm.shrunk:
+            said.append(f"{arm.label}: {arm.shrunk}")
+        if not arm.closes:
+            said.append(f"{arm.label}: its memory is not fully explained")
+        if arm.bend is not None and arm.bend.excludes_zero:
+            said.append(
+                f"{arm.label}: the later ones add {text(arm.bend, 'bytes')} more each than the "
+                "first: beyond these steps this model does not hold"
+            )
+        if arm.emulated:
+            said.append(f"{arm.label}: emulated: figures of an emulator, not of virtualisation")
+    if model.incomplete:
+        said.append(f"{model.incomplete} passes were cut short and do not count")
+    return said
+
+
+def text(one: Estimate | None, unit: str) -> str:
+    """A mean with its interval."""
+    if one is None:
+        return "not known"
+    return format_estimate(one.mean, one.low, one.high, unit)
