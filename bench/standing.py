@@ -15,17 +15,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import host, ledger
+from bench import host
+from bench import steps as step_file
 from bench.backend import HasGuest, Instance
 from bench.campaign import Campaign
 from bench.cgroupfs import read_text
 from bench.disturbances import run_time_s
 from bench.errors import HostCannot, HvctError
-from bench.ledger import PAGE_BYTES, Step, is_guest
+from bench.ledger import PAGE_BYTES, is_guest
 from bench.model import NetworkMode, Workload
 from bench.network import HOSTS
 from bench.pagecache import resident_pages
 from bench.startup import await_ready
+from bench.steps import Step
 
 SETTLE_S = 0.5  # after the last launch or release; the kernel gives memory back by and by
 LOOKS = 9  # at the host's memory, over the hold; their median counts
@@ -97,9 +99,9 @@ class Standing(Campaign):
         self.settle_steps()
         directory = self.run_store.directory
         about: dict[str, Any] = self.run["costs"]["arms"]
-        stored = ledger.read_steps(directory)
+        stored = step_file.read_steps(directory)
         wanted = {arm: tuple(item["steps"]) for arm, item in about.items()}
-        complete, _ = ledger.passes(stored, wanted)
+        complete, _ = step_file.passes(stored, wanted)
         attempts = {(step.arm, step.round): step.attempt for step in stored}
         for number in range(self.plan.blocks):
             draw = random.Random(f"{self.plan.seed} {number}")
@@ -156,9 +158,9 @@ class Standing(Campaign):
                     found = self._read(arm, step, [one for one, _ in standing])
                 except HvctError as error:
                     said = " ".join(error.message.split())
-                    ledger.append(self.run_store.directory, _dated(step, error=said))
+                    step_file.append(self.run_store.directory, _dated(step, error=said))
                     return
-                ledger.append(self.run_store.directory, found)
+                step_file.append(self.run_store.directory, found)
 
     def _one_more(
         self, everything: contextlib.ExitStack, arm: str

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bench import arms, cli, ledger, plan, registry, spec, store, workloads
+from bench import steps as step_file
 from bench.commands import compare, costs
 from bench.image.store import prepare
 from bench.journal import open_run
@@ -104,7 +105,7 @@ def test_the_model_is_written_and_shown(measured: Path, capsys: pytest.CaptureFi
 @pytest.mark.root
 def test_a_run_that_was_cut_short_goes_on_with_the_pass_it_lacks(measured: Path) -> None:
     """Its last pass and block are gone, as after a kill: both are measured anew, nothing else."""
-    steps, trials = measured / ledger.STEPS_FILE, measured / store.TRIALS_FILE
+    steps, trials = measured / step_file.STEPS_FILE, measured / store.TRIALS_FILE
     before = steps.read_text().splitlines(keepends=True)
     kept = before[:-1]  # one step of the last pass is missing
     steps.write_text("".join(kept))

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from bench import ledger
+from bench import steps as step_file
 from bench.errors import BadInput, HostCannot
-from bench.ledger import Step
 from bench.model import Accelerator
 from bench.standing import fitting
+from bench.steps import Step
 
 MIB = float(1 << 20)
 GIB = 1024 * MIB
@@ -87,7 +88,7 @@ def write(folder: Path, change: Callable[[Step], Step] = lambda step: step) -> P
         for arm, steps in STEPS.items():
             for position, n in enumerate(sorted(steps, key=lambda k: (k * 7 + number) % 11)):
                 drift = 900.0 * number
-                ledger.append(folder, change(step_of(arm, number, position, n, drift)))
+                step_file.append(folder, change(step_of(arm, number, position, n, drift)))
     return folder
 
 
@@ -144,9 +145,9 @@ def test_the_cost_model_holds_fixed_marginal_and_active_costs(tmp_path: Path) ->
 def test_a_pass_cut_short_does_not_count_and_its_repetition_does(tmp_path: Path) -> None:
     """Interrupted after two steps, or ended by a failure: the whole pass is measured anew."""
     for position, n in enumerate((10, 0)):
-        ledger.append(tmp_path, step_of("container", 0, position, n, drift=5000.0))
+        step_file.append(tmp_path, step_of("container", 0, position, n, drift=5000.0))
     failed = dataclasses.replace(step_of("vm", 0, 0, 20), error="it died")
-    ledger.append(tmp_path, failed)
+    step_file.append(tmp_path, failed)
     again = write(tmp_path, lambda step: dataclasses.replace(step, attempt=2))
     model = model_of(again)
     assert model.incomplete == 2
@@ -155,9 +156,9 @@ def test_a_pass_cut_short_does_not_count_and_its_repetition_does(tmp_path: Path)
 
 def test_a_line_cut_off_by_a_kill_spoils_only_itself(tmp_path: Path) -> None:
     """The next step is written on a line of its own."""
-    (tmp_path / ledger.STEPS_FILE).write_text('{"format": 1, "rou')
-    ledger.append(tmp_path, step_of("vm", 0, 0, 5))
-    assert [step.instances for step in ledger.read_steps(tmp_path)] == [5]
+    (tmp_path / step_file.STEPS_FILE).write_text('{"format": 1, "rou')
+    step_file.append(tmp_path, step_of("vm", 0, 0, 5))
+    assert [step.instances for step in step_file.read_steps(tmp_path)] == [5]
 
 
 @pytest.mark.parametrize(
@@ -167,9 +168,9 @@ def test_a_line_cut_off_by_a_kill_spoils_only_itself(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_file_is_refused(tmp_path: Path, line: str) -> None:
     """What is whole and yet no step is not guessed at."""
-    (tmp_path / ledger.STEPS_FILE).write_text(line + "\n")
+    (tmp_path / step_file.STEPS_FILE).write_text(line + "\n")
     with pytest.raises(BadInput, match="line 1 is no step"):
-        ledger.read_steps(tmp_path)
+        step_file.read_steps(tmp_path)
 
 
 def test_later_instances_that_cost_more_are_noticed(tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def _costs(commands: Commands) -> None:
     parser = _command(
         commands, "costs", "costs", "measure what one more instance takes, for a cost model",
         """
-hvct costs                              a command that waits, as VM and as container
+hvct costs                              a waiting command, as VM and container
 hvct costs redis --arms vm,container,process
 hvct costs --steps 0,20,100 --vm-steps 0,4,8 --rounds 8
 hvct costs --dry-run                    what would stand, how long

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import estimate, host, ledger, plan, store, workloads
+from bench import steps as step_file
 from bench.commands import compare
 from bench.commands.rights import need_root
 from bench.errors import BadInput, HvctError
@@ -191,7 +192,7 @@ def raise_short(model: CostModel, directory: Path) -> None:
     Raises:
         HvctError: the measured thing failed.
     """
-    errors = [step.error for step in ledger.read_steps(directory) if step.error]
+    errors = [step.error for step in step_file.read_steps(directory) if step.error]
     if errors:
         raise HvctError(
             f"{len(errors)} passes ended early; the first: {errors[0]}",
