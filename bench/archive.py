@@ -21,6 +21,7 @@ from typing import IO, cast
 from bench import command
 from bench.errors import BadInput, HvctError, oserror
 from bench.owner import hand_over
+from bench.steps import STEPS_FILE
 from bench.store import LOGS, RUN_FILE, TRIALS_FILE, load
 
 SUFFIXES = (".hvct.tar.gz", ".hvct.tar.zst", ".tar.gz", ".tgz", ".tar.zst")
@@ -74,7 +75,8 @@ def pack(directory: Path, target: Path | None = None) -> Path:
 
 def members(directory: Path) -> list[Path]:
     """The regular files of a run that an archive holds, in a fixed order."""
-    wanted = [directory / RUN_FILE, directory / TRIALS_FILE, *sorted((directory / LOGS).rglob("*"))]
+    files = [directory / name for name in (RUN_FILE, TRIALS_FILE, STEPS_FILE)]
+    wanted = [*files, *sorted((directory / LOGS).rglob("*"))]
     return [path for path in wanted if path.is_file() and not path.is_symlink()]
 
 
@@ -137,8 +139,9 @@ def _tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _take(tar: tarfile.TarFile, folder: Path, path: Path) -> None:
-    """Copy the two files a report needs; whatever else there is stays where it is."""
-    pattern = re.compile(rf"[^/]+/({re.escape(RUN_FILE)}|{re.escape(TRIALS_FILE)})")
+    """Copy the files a report needs; whatever else there is stays where it is."""
+    names = "|".join(map(re.escape, (RUN_FILE, TRIALS_FILE, STEPS_FILE)))
+    pattern = re.compile(rf"[^/]+/({names})")
     for number, member in enumerate(tar):
         if number >= MOST_MEMBERS or member.size > MOST_BYTES:
             raise BadInput(f"{path} holds more than a run can be", _HINT)

@@ -164,7 +164,7 @@ def cost_model(directory: Path, run: Mapping[str, Any], trials: Sequence[Any]) -
             incomplete=short,
             arms=arms,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BadInput(
             f"{directory}: its costs cannot be read ({type(error).__name__}: {error})",
             "run.json was changed by hand; restore it from a copy",

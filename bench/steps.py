@@ -7,6 +7,7 @@ Format history:
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -102,11 +103,13 @@ def read_steps(directory: Path) -> list[Step]:
             if entry.pop("format") != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}")
             step = Step(**entry)
-            numbers = [
-                v for k, v in entry.items() if k.endswith(("_bytes", "_s")) and v is not None
-            ]
-            if not all(isinstance(v, int | float) for v in (*numbers, step.round, step.instances)):
-                raise TypeError("a number is none")
+            figures = [value for key, value in entry.items() if key.endswith(("_bytes", "_s"))]
+            if not all(math.isfinite(value) for value in figures if value is not None):
+                raise ValueError("a number is not finite")
+            if not all(isinstance(n, int) for n in (step.round, step.attempt, step.instances)):
+                raise TypeError("a count is no whole number")
+            if not step.error and not step.window_s > 0:
+                raise ValueError("it took no time")
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise BadInput(
                 f"{path}: line {number} is no step ({error})",

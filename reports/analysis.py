@@ -130,6 +130,7 @@ def analyse(run: Run, first_line: int = 2) -> model.RunReport:
         published=definitions.published(run, arms, defined),
         threats=threats.threats(run, arms, comparisons, findings, counts),
         gaps=threats.gaps(run, arms, comparisons, summaries, counts),
+        costs=run.costs,
     )
 
 

@@ -20,7 +20,9 @@ from bench import archive, findings
 from bench import arms as bench_arms
 from bench.errors import BadInput, oserror
 from bench.identity import PairIdentity, compare
+from bench.ledger import CostModel, cost_model
 from bench.model import Finding, Outcome
+from bench.steps import STEPS_FILE
 from bench.store import RUN_FILE, TRIALS_FILE, load
 
 HINT = "the file was changed by hand or damaged; restore it from a copy"
@@ -52,6 +54,7 @@ class Run:
         identity: what comparing the receipts of each pair found.
         excluded: trials of blocks that were cut short.
         damaged_lines: lines of the trials file that could not be read.
+        costs: what instances that stood idle cost, where there were any.
         digests: SHA-256 of the files everything here was read from.
     """
 
@@ -69,6 +72,7 @@ class Run:
     identity: list[PairIdentity]
     excluded: int
     damaged_lines: int
+    costs: CostModel | None
     digests: dict[str, str]
 
 
@@ -111,7 +115,12 @@ def _read(directory: Path, path: Path) -> Run:
         identity=identity,
         excluded=len(stored.excluded),
         damaged_lines=stored.damaged_lines,
-        digests={name: _digest(directory / name) for name in (RUN_FILE, TRIALS_FILE)},
+        costs=cost_model(directory, stored.run, stored.trials),
+        digests={
+            name: _digest(directory / name)
+            for name in (RUN_FILE, TRIALS_FILE, STEPS_FILE)
+            if name != STEPS_FILE or (directory / name).exists()
+        },
     )
 
 

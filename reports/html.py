@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from reports import charts, drawing, facts, threats, wording
+from reports import charts, costs, drawing, facts, threats, wording
 from reports.model import Arm, JointRow, ReportData, RunReport
 from reports.tables import Tables, columns
 
@@ -107,6 +107,7 @@ def _contents(runs: Sequence[Mapping[str, Any]], merged: Sequence[str]) -> list[
         own = [("results", "Results at a glance")]
         own += [(family["slug"], family["title"]) for family in run["family_sections"]]
         own += [
+            *([("costs", "What one more instance costs")] if run["costs"] else []),
             ("identity", "Was it the same work?"),
             ("trials", "Trials, and those that failed"),
             ("disturbances", "What disturbed it"),
@@ -154,6 +155,7 @@ def _run(
         "pairs": [(*pair, " ".join(str(names.index(name)) for name in pair[:2]))
                   for pair in run.pairs],
         "shows_published": bool(run.published),
+        "costs": costs.section(run),
         "samples": tables.samples(),
         "defined": tables.defined(),
         "threats": [(kind, question, [item for item in run.threats if item.kind == kind])

@@ -2,7 +2,7 @@
 
 Every printed figure carries its exact value and the text that is printed, so that HTML,
 PDF, JSON and the terminal cannot differ. Over 400 lines, so that all of report.json is
-read in one place. Stdlib only.
+read in one place. Imports nothing else of ours but the cost model, which is data too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from bench.ledger import CostModel
+
 FORMAT = 2
 """Of report.json. 1: first version. 2: bands of distributions; series with their lines in
-samples.csv; definitions, published, threats, gaps; several runs joined."""
+samples.csv; definitions, published, threats, gaps; several runs joined; costs."""
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,7 @@ class RunReport:
     published: tuple[Published, ...]
     threats: tuple[Threat, ...]
     gaps: tuple[str, ...]
+    costs: CostModel | None
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""

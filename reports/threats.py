@@ -130,10 +130,15 @@ def gaps(
             f"Rare slow starts: a 99th percentile takes {TAIL_N} blocks, this run has "
             f"{counts['blocks']}. The distributions show every value there is."
         )
-    if plan.get("experiment") not in {"density", "neighbours"}:
+    if run.costs is not None:
+        found.append(
+            "What instances cost that work at the same time: those of the cost model stood idle."
+        )
+    elif plan.get("experiment") not in {"density", "neighbours"}:
         found.append(
             "Many instances at once: how many fit, what the next one costs, how neighbours disturb "
-            "each other. Instances ran one at a time; so a ledger of memory cannot be closed."
+            "each other. Instances ran one at a time; so a ledger of memory cannot be closed: "
+            "hvct costs does that."
         )
     found.append(
         "Whether the host would say the same tomorrow: that takes three runs across reboots."

@@ -19,12 +19,10 @@ from bench import steps as step_file
 from bench.commands import compare
 from bench.commands.rights import need_root
 from bench.errors import BadInput, HvctError
-from bench.ledger import EXPERIMENT, ArmCosts, CostModel, is_guest
+from bench.ledger import EXPERIMENT, CostModel, is_guest
 from bench.model import Workload
-from bench.numbers import format_estimate
 from bench.plan import Plan
 from bench.standing import SETTLE_S, launch_key
-from bench.stats.slope import Estimate
 from bench.stats.student import LEAST_RUNS
 
 ARMS = ("vm", "container")
@@ -204,76 +202,20 @@ def raise_short(model: CostModel, directory: Path) -> None:
 
 
 def tell(console: Console, model: CostModel) -> None:
-    """Costs as a table, then the ledger of each arm."""
-    grid = Table(box=None, pad_edge=False, title_justify="left")
-    grid.add_column(f"{model.workload}, mean [95 % interval]")
-    for arm in model.arms:
-        grid.add_column(arm.label, justify="right")
-    for title, unit, pick in rows(model):
-        grid.add_row(title, *(text(pick(arm), unit) for arm in model.arms))
-    console.print(grid)
-    for arm in model.arms:
+    """Costs as a table, then the ledger, then what to know besides."""
+    from reports import costs
+
+    for title, lines in (
+        (f"{model.workload}, mean [95 % interval]", costs.price_rows(model)),
+        ("memory of one more", costs.ledger_rows(model)),
+    ):
+        grid = Table(box=None, pad_edge=False)
+        grid.add_column(title)
+        for arm in model.arms:
+            grid.add_column(arm.label, justify="right")
+        for name, cells in lines:
+            grid.add_row(name, *cells)
+        console.print(grid)
         console.print()
-        tell_ledger(console, arm)
-    for line in remarks(model):
+    for line in costs.remarks(model):
         console.print(line, soft_wrap=True)
-
-
-def rows(model: CostModel) -> list[tuple[str, str, Any]]:
-    """(title, unit, what of an arm) of the cost model's figures."""
-    return [
-        ("each more: memory", "bytes", lambda arm: arm.marginal_memory_bytes),
-        ("each more: CPU when idle", "CPU", lambda arm: arm.marginal_cpus),
-        ("each start and end: host CPU", "s", lambda arm: arm.start_cpu_s),
-        (f"work: host CPU for a {model.work_unit} of {model.work}", "s",
-         lambda arm: arm.active_cpu_s),
-        ("fixed: launcher or worker", "bytes", lambda arm: arm.fixed_memory_bytes),
-        ("fixed: CPU of it", "CPU", lambda arm: arm.fixed_cpus),
-        ("shared: page cache, once", "bytes", lambda arm: arm.shared_memory_bytes),
-    ]  # fmt: skip
-
-
-def tell_ledger(console: Console, arm: ArmCosts) -> None:
-    """One arm's memory, part by part."""
-    grid = Table(box=None, pad_edge=False)
-    grid.add_column(f"{arm.label}: memory of one more")
-    grid.add_column("", justify="right")
-    for part in arm.ledger:
-        if part.counted:
-            grid.add_row(part.title, text(part.bytes, "bytes"))
-    grid.add_row("sum of these", text(arm.explained, "bytes"))
-    grid.add_row("missing on the host (MemAvailable)", text(arm.host_delta, "bytes"))
-    grid.add_row("unexplained", text(arm.unexplained, "bytes"))
-    for part in arm.ledger:
-        if not part.counted:
-            grid.add_row(f"not in the sum: {part.title}", text(part.bytes, "bytes"))
-    console.print(grid)
-
-
-def remarks(model: CostModel) -> list[str]:
-    """What a reader must know besides."""
-    said = []
-    for arm in model.arms:
-        standing = ", ".join(map(str, arm.steps))
-        said.append(f"{arm.label}: {arm.passes} passes over {standing} instances")
-        if arm.shrunk:
-            said.append(f"{arm.label}: {arm.shrunk}")
-        if not arm.closes:
-            said.append(f"{arm.label}: its memory is not fully explained")
-        if arm.bend is not None and arm.bend.excludes_zero:
-            said.append(
-                f"{arm.label}: the later ones add {text(arm.bend, 'bytes')} more each than the "
-                "first: beyond these steps this model does not hold"
-            )
-        if arm.emulated:
-            said.append(f"{arm.label}: emulated: figures of an emulator, not of virtualisation")
-    if model.incomplete:
-        said.append(f"{model.incomplete} passes were cut short and do not count")
-    return said
-
-
-def text(one: Estimate | None, unit: str) -> str:
-    """A mean with its interval."""
-    if one is None:
-        return "not known"
-    return format_estimate(one.mean, one.low, one.high, unit)
