@@ -32,7 +32,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PLACE = "/mnt/hvct"  # of the bundle in the guest
 DISTRIBUTIONS = (
     *("iniconfig", "packaging", "pluggy", "psutil"),
-    *("pygments", "pyroute2", "pyseccomp", "pytest"),
+    *("pygments", "pyroute2", "pyseccomp", "pytest", "pytest-timeout"),
 )
 CPUS = 2  # of the guest: one of the tests is about the other one
 MODULES = ("loop", "bridge", "veth", "ext4")  # the distribution has them as modules
