@@ -24,6 +24,7 @@ TESTS = (
     "tests/test_network.py",
     "tests/test_cleanup.py::test_a_killed_run_is_undone_by_the_next_command",
     "tests/test_cleanup.py::test_a_cleaner_inside_the_runs_group_survives",
+    "tests/v2_tune.py",
     # A fork of the tests' own large process is charged to the parent's group, not to the
     # one measured: 50 ms of the second under emulation.
     "--deselect=tests/test_cgroup_processes.py::test_one_cpu_second_reads_so",
