@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bench import cgroup, disturbances
-from bench.disturbances import Snapshot, between, unrest, wait_quiet
+from bench.disturbances import Snapshot, between, unmet, unrest, wait_quiet
 
 TAG = f"d{os.getpid() % 10000:04d}"
 BURN = "import time\nwhile time.process_time() < 0.6: pass"
@@ -89,6 +89,10 @@ def test_limits_of_quiet_say_what_and_how_much() -> None:
     assert reason.startswith("other_cpus is")
     assert unrest({**quiet, "other_cpus": 0.5 * count}, expected_cpus=0.4 * count) == []
     assert len(unrest({**quiet, "psi_io_full": 0.5, "writeback_bytes": 1e9})) == 2
+    for name, value in {"psi_cpu": 0.5, "psi_memory": 0.2, "dirty_bytes": 1e9}.items():
+        assert list(unmet({**quiet, name: value})) == [name]
+    assert list(unmet({**quiet, "procs_running": count + 1})) == ["procs_running"]
+    assert unmet({**quiet, "procs_running": count + 1}, expected_cpus=1.0) == {}
 
 
 def test_settling_ends_by_the_deadline_and_flags_a_busy_host(
@@ -100,6 +104,7 @@ def test_settling_ends_by_the_deadline_and_flags_a_busy_host(
     seen = wait_quiet(began + 400_000_000, gap_s=0.01)
     assert seen["settle_flagged"] == 1.0
     assert {"settle_s", "settle_other_cpus", "settle_steal_cpus"} <= seen.keys()
+    assert seen["settle_unmet_other_cpus"] == 1.0, "which condition it was is stored"
     assert not any(name in seen for name in disturbances.LIMITS), "trial readings would be lost"
 
 
@@ -107,5 +112,5 @@ def test_settling_keeps_the_gap_and_stops_when_quiet(monkeypatch: pytest.MonkeyP
     """Without unrest only the gap and one window are waited for."""
     monkeypatch.setattr(disturbances, "LIMITS", {"other_cpus": (1e9, False)})
     seen = wait_quiet(gap_s=0.05)
-    assert seen["settle_flagged"] == 0.0
+    assert seen["settle_flagged"] == seen["settle_unmet_other_cpus"] == 0.0
     assert seen["settle_s"] >= 0.05 + disturbances.WINDOW_S

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.findings import doubly_cached, from_run
+from bench.disturbances import LIMITS
+from bench.findings import CONDITIONS, doubly_cached, from_run
 
 
 def run(**changes: Any) -> dict[str, Any]:
@@ -88,3 +89,25 @@ def test_the_state_of_the_host_is_told_by_arm() -> None:
     trials = [trial("vm", settle_flagged=1.0, image_resident=0.9), trial("container")]
     assert codes(run(), trials) == {"host-not-quiet", "page-cache-cold"}
     assert codes(run(), [trial("vm", harness_shares_cpu=1.0)]) == {"harness-shares-cpus"}
+
+
+def test_what_kept_trials_from_settling_is_named() -> None:
+    """The finding counts the conditions that were not met, the commonest first."""
+    trials = [
+        trial("vm", settle_flagged=1.0, settle_unmet_procs_running=1.0, settle_unmet_psi_cpu=flag)
+        for flag in (0.0, 1.0)
+    ]
+    (finding,) = from_run(run(), trials)
+    assert finding.message.endswith("(run queue 2×, tasks waiting for a CPU 1×)")
+    assert set(CONDITIONS) == set(LIMITS), "every condition has a name there"
+
+
+def test_settings_that_were_changed_are_told() -> None:
+    """Whether for this run or before it, and which."""
+    kept = {"settings": ["thp", "irq"], "measured_cpus": [3], "for_this_run": True}
+    (finding,) = from_run(run(tuning=kept), [])
+    assert finding.code == "host-tuned" and finding.level == "info"
+    assert "for the time of this run: thp, irq (CPUs of instances: 3)" in finding.message
+    (finding,) = from_run(run(tuning={**kept, "for_this_run": False}), [])
+    assert "before this run" in finding.message
+    assert codes(run(tuning=None), []) == set()
