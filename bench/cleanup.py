@@ -65,9 +65,10 @@ def _without_journal() -> list[str]:
     So does a run that was killed in another root directory, whose /run is gone with it. One
     that is alive there has a process in its groups from its first seconds on.
     """
-    known = {record.tag for record in journal.journals()}
     tops = [top for mount in cgroupfs.layout().mounts for top in (mount / OURS).glob("r????")]
     bridges = [path.name.removeprefix("hvct") for path in Path("/sys/class/net").glob("hvctr????")]
+    # Only now: whatever was seen of a run that begins at this moment has its record by then.
+    known = {record.tag for record in journal.journals()}
     return [
         tag
         for tag in sorted({top.name for top in tops} | set(bridges))

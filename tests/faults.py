@@ -221,7 +221,7 @@ def foreign() -> set[str]:
             stat = Path(f"/proc/{pid}/stat").read_text()
             parent = int(stat[stat.rindex(")") + 2 :].split()[1])
             command = Path(f"/proc/{parent}/cmdline").read_bytes()
-            if parent != os.getpid() and (b"bench.cli" in command or b"pytest" in command):
+            if parent not in (1, os.getpid()) and (b"bench.cli" in command or b"pytest" in command):
                 found.add(line.partition(":")[0])
     return found
 
