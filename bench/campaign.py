@@ -203,7 +203,8 @@ class Campaign:
                     _check_unchanged(before, store.jsonable(item["receipt"]), arm, workload)
                 item["receipt"] = item["receipt"] or before
                 receipts.append(item)
-                self.durations.guess(arm, workload.name, time.monotonic() - began)
+                took_s = time.monotonic() - began + workload.hold_s  # a receipt holds nothing
+                self.durations.guess(arm, workload.name, took_s)
         self.run["receipts"] = store.jsonable(receipts)
         self.run["descriptions"] = store.jsonable(descriptions)
         self.run_store.write_run(self.run)

@@ -64,11 +64,12 @@ def run_seconds(
     wanted = [*((slot.arm, slot.workload) for slot in slots), *receipts]
     once = sum(known.seconds.get(f"{OURS}/{name}", s) for name, s in _ONCE_GUESS_S.items())
     builds = sum(_BUILD_GUESS_S.get(name, 0.0) for name in missing_images)
-    return once + builds + sum(_one(known, arm, name) for arm, name in wanted)
+    held_s = {workload.name: workload.hold_s for workload in plan.workloads}
+    return once + builds + sum(_one(known, arm, name, held_s[name]) for arm, name in wanted)
 
 
-def _one(known: Durations, arm: str, workload: str) -> float:
-    guess = FIRST_GUESS_S.get(arm.partition(":")[0], 2.0)
+def _one(known: Durations, arm: str, workload: str, hold_s: float) -> float:
+    guess = FIRST_GUESS_S.get(arm.partition(":")[0], 2.0) + hold_s
     return known.seconds.get(f"{arm}/{workload}", guess)
 
 

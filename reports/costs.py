@@ -86,6 +86,19 @@ def text(one: Estimate | None, unit: str, *, signed: bool = False) -> str:
     return format_estimate(one.mean, one.low, one.high, unit, signed=signed)
 
 
+def sentences(model: CostModel | None) -> list[str]:
+    """What one more instance takes, for the first page."""
+    if model is None:
+        return []
+    return [
+        f"One more idle instance of {model.workload} takes "
+        f"{text(arm.marginal_memory_bytes, 'bytes')} as {arm.label}"
+        f"{', under emulation' if arm.emulated else ''}; {text(arm.unexplained, 'bytes')} of what "
+        "the host loses besides is unexplained."
+        for arm in model.arms
+    ]
+
+
 def section(run: RunReport) -> dict[str, Any] | None:
     """The page's section; None for a run that holds no costs."""
     model = run.costs

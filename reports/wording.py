@@ -11,7 +11,7 @@ from bench.disturbances import UNMET
 from bench.identity import FieldClass
 from bench.numbers import format_percent, format_value
 from bench.stats.verdict import Verdict
-from reports import better, model
+from reports import better, costs, model
 from reports.data import Run
 
 FAMILY_TITLES = {
@@ -178,7 +178,9 @@ def answers(
         model.Answer("What was compared?", tuple(_compared(run, arms, counts))),
         model.Answer("Was it the same work?", tuple(_same(run, labels))),
         model.Answer("Which is better?", tuple(_better(run, arms, comparisons))),
-        model.Answer("What came out?", tuple(_came_out(pairs, comparisons))),
+        model.Answer(
+            "What came out?", (*costs.sentences(run.costs), *_came_out(pairs, comparisons))
+        ),
         model.Answer("How sure is that?", tuple(_sure(run, comparisons, labels, primary))),
         model.Answer("What could make it wrong?", tuple(_beware(findings))),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import os
 import platform
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,6 +18,7 @@ from hv.architecture import ARCHITECTURES, here
 from hv.domain import (
     MACHINES,
     QEMU_NAMESPACE,
+    Balloon,
     Disk,
     DomainPlan,
     Nic,
@@ -24,6 +27,7 @@ from hv.domain import (
     domain_xml,
     vcpu_count,
 )
+from hv.instance import resident_of
 from hv.tsc import host_tsc_khz
 
 PLAN = DomainPlan(
@@ -90,6 +94,32 @@ def test_devices() -> None:
     assert domain.find("devices/memballoon[@model='none']") is not None
     assert domain.find("devices/controller[@type='usb'][@model='none']") is not None
     assert domain.find("devices/interface") is None
+
+
+def test_a_balloon_where_one_is_asked_for() -> None:
+    """A virtio device in its own slot; it reports free pages only in the arm that says so."""
+    device, reporting = (
+        parse(dataclasses.replace(PLAN, balloon=kind)).find("devices/memballoon[@model='virtio']")
+        for kind in (Balloon.DEVICE, Balloon.REPORTING)
+    )
+    assert device is not None and device.get("freePageReporting") is None
+    assert reporting is not None and reporting.get("freePageReporting") == "on"
+    place = device.find("address")
+    assert place is not None and place.get("slot") == "0x08"
+
+
+def test_guest_memory_is_the_mapping_of_its_size() -> None:
+    """Of a process's anonymous mappings the one as large as the RAM is read, and only it."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    size = 384 << 20
+    with mmap.mmap(-1, size + 4096, flags=flags) as larger, mmap.mmap(-1, size, flags=flags) as ram:
+        larger.madvise(mmap.MADV_SEQUENTIAL)  # so that the kernel does not join them
+        ram.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(300):
+            ram[page << 12] = 1
+        assert resident_of(os.getpid(), size) == 300 * 4096
+        assert resident_of(os.getpid(), size + 4096) == 0
+    assert resident_of(os.getpid(), 1 << 45) is None
 
 
 def test_card_and_scratch_disk() -> None:
