@@ -46,7 +46,7 @@ def test_the_page_shows_the_model_s_figures(tmp_path: Path) -> None:
     assert "vm (TCG): its ledger does not close" in words(section)
     assert "under emulation" in words(section)
     assert all(html.escape(said, quote=False) in page for said in costs.sentences(model))
-    assert dict(costs.ledger_rows(model))["unexplained"][0].startswith("8.75 [8.7")
+    assert dict(costs.ledger_rows(model))["unexplained"][0].startswith("8.750 [")
     told = json.loads(files["json"].read_text())["runs"][0]["costs"]
     assert told == json.loads(json.dumps(model.as_json()))
     assert told["arms"][0]["unexplained"]["mean"] == pytest.approx(8.75 * 2**20, rel=1e-3)
