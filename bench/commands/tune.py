@@ -191,7 +191,9 @@ def tuned(chosen: Plan, options: argparse.Namespace) -> Iterator[None]:
     widest = max(workload.limits.cpus for workload in chosen.workloads)
     which = settings.select(names)
     cpus = cpus_for(widest, which)
-    changes = wanted(settings.survey(Tree(), cpus, which), named=bool(options.tune_only))
+    # A list is what a resumed run kept: it says what was tried then, not what must be there.
+    asked = isinstance(options.tune_only, str)
+    changes = wanted(settings.survey(Tree(), cpus, which), named=asked)
     if not changes:
         yield
         return
