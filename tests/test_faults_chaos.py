@@ -15,7 +15,7 @@ import chaos
 import pytest
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
-SHORT_ROUNDS = 3
+SHORT_ROUNDS = 2
 
 
 def test_whatever_happens_nothing_stays_and_nothing_is_lost(
