@@ -75,7 +75,7 @@ def remarks(model: CostModel) -> list[str]:
         if arm.emulated:
             said.append(f"{arm.label}: under emulation; it is what an emulator costs.")
     if model.incomplete:
-        said.append(f"{model.incomplete} passes were cut short and do not count.")
+        said.append(f"Passes cut short, which do not count: {model.incomplete}.")
     return said
 
 

@@ -156,7 +156,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
     say(directory, options)
     if not options.json and not options.quiet:
         print(f"For a planner: {shlex.quote(str(directory / ledger.MODEL_FILE))} (docs/costs.md)")
-    raise_short(model, directory)
+    raise_short(stored.run, directory)
     compare.raise_failures(stored.trials, directory)
     return 0
 
@@ -184,13 +184,16 @@ def model_of(directory: Path) -> CostModel:
     return model
 
 
-def raise_short(model: CostModel, directory: Path) -> None:
-    """Say that passes were cut short, and why the first was.
+def raise_short(run: Mapping[str, Any], directory: Path) -> None:
+    """Say that passes are missing, and why the first is.
 
     Raises:
         HvctError: the measured thing failed.
     """
-    errors = [step.error for step in step_file.read_steps(directory) if step.error]
+    stored = step_file.read_steps(directory)
+    wanted = {arm: item["steps"] for arm, item in run["costs"]["arms"].items()}
+    complete, _ = step_file.passes(stored, wanted)
+    errors = [one.error for one in stored if one.error and (one.arm, one.round) not in complete]
     if errors:
         raise HvctError(
             f"{len(errors)} passes ended early; the first: {errors[0]}",
