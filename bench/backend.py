@@ -10,6 +10,7 @@ from bench.model import (
     Accelerator,
     Capability,
     CpuUsage,
+    DiskUsage,
     Event,
     Execution,
     ExitStatus,
@@ -128,6 +129,10 @@ class Instance(Protocol):
 
     def memory(self) -> MemoryUsage | None:
         """Memory charged to the instance's cgroup now; None without accounting."""
+        ...
+
+    def disk(self) -> DiskUsage | None:
+        """What has reached its scratch disk's backing file; None without one, or uncounted."""
         ...
 
     def process_memory(self) -> ProcessMemory | None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import cgroup, cgroupfs, journal, tuning
+from bench import cgroup, cgroupfs, journal, scratch, tuning
 from bench.cgroupfs import OURS
 from bench.context import RUN_VARIABLE, runtime_root
 from bench.errors import BadInput, HostCannot, HvctError, oserror
@@ -110,6 +110,7 @@ def _clean_run(tag: str, dry_run: bool) -> list[str]:
         _remove_links,
         _unmount,
         _free_loops,
+        _remove_scratch_files,
         _remove_runtime_dir,
     ]
     done, failures = [], []
@@ -271,7 +272,7 @@ def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list
 
     A device that is still mounted somewhere only gets the autoclear flag by this.
     """
-    roots = [runtime_root() / tag]
+    roots = [runtime_root() / tag, *_scratch_files(tag, record)]
     others = [entry for entry in journal.live() if entry.tag != tag]
     if record and record.cache_dir and not others:
         roots.append(Path(record.cache_dir))
@@ -281,6 +282,23 @@ def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list
             if not dry_run:
                 _clear_loop(device)
             done.append(f"{device} ({backing.name}) detached")
+    return done
+
+
+def _scratch_files(tag: str, record: journal.Journal | None) -> list[Path]:
+    """The files of the run's scratch disks, in the cache it used."""
+    from bench.cache import cache_dir
+
+    folder = Path(record.cache_dir) if record and record.cache_dir else cache_dir()
+    return [path for owner, path in scratch.files(folder) if owner == tag]
+
+
+def _remove_scratch_files(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
+    done = []
+    for path in _scratch_files(tag, record):
+        if not dry_run:
+            path.unlink(missing_ok=True)
+        done.append(f"scratch disk {path.name} removed")
     return done
 
 
@@ -320,6 +338,12 @@ def _clean_drafts(dry_run: bool) -> list[str]:
     from bench.cache import cache_dir
 
     done = []
+    alive = {record.tag for record in journal.live()}
+    for tag, path in scratch.files(cache_dir()):  # after a power cut there is no journal of it
+        if tag not in alive and scratch.abandoned(path):
+            done.append(f"scratch disk {path.name} removed")
+            if not dry_run:
+                path.unlink(missing_ok=True)
     for folder in cache_dir("tmp").iterdir():
         owner = re.search(r"-p(\d+)-[^-]*$", folder.name)
         with contextlib.suppress(OSError):

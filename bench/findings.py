@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from bench.identity import shown
 from bench.model import Finding, MemoryBasis, NetworkMode
 from bench.registration import deviations
 
+FLUSHES_APART = 8  # two kernels mount, and commit their journals, at other times
+FLUSHES_PART = 0.10
 USABLE_TOLERANCE = 0.02  # of the limit: what a guest has available at `started`
 BUSY_SHARE = 0.10  # of an arm's trials that may have begun on a restless host
 CONDITIONS = {
@@ -45,6 +48,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *usable_memory(run),
         *sizes_seen(run),
         *double_cache(run),
+        *scratch_disks(run, trials),
         *cold_files(trials),
         *restless(trials),
         *disturbed(trials, run["plan"].get("invalidation")),
@@ -131,6 +135,40 @@ def usable_memory(run: Mapping[str, Any]) -> Iterator[Finding]:
                 "its workload had more or less memory than in the other arms",
                 "remove the folder vm/memory of hvct's cache: the reserve is then measured anew",
             )
+
+
+def scratch_disks(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """The same work on a scratch disk must ask the backing file to be durable as often."""
+    counted: dict[tuple[str, str], list[float]] = {}
+    for trial in trials:
+        for sample in trial.get("samples", ()):
+            if sample["metric"] == "disk_flushes":
+                counted.setdefault((trial["workload"], trial["arm"]), []).append(sample["value"])
+    typical = {key: statistics.median(values) for key, values in counted.items()}
+    for arm, baseline in pairs(run["plan"]["arms"]):
+        for workload in dict.fromkeys(name for name, _ in typical):
+            own, other = typical.get((workload, arm)), typical.get((workload, baseline))
+            if own is None or other is None:
+                continue
+            seen = f"{own:g} flushes reached its file in {arm}, {other:g} in {baseline}"
+            if abs(own - other) > max(FLUSHES_APART, FLUSHES_PART * max(own, other)):
+                yield Finding(
+                    "flushes-differ",
+                    "problem",
+                    f"scratch disk of {workload}: {seen}",
+                    "one made less durable, or committed its journal less often (a file's time "
+                    "changes once a clock tick, which a fast fsync loop stays within): figures "
+                    "of its disk work do not compare",
+                    "have the workload use fdatasync, and give both the same kernel",
+                )
+            elif ARMS[arm].guest != ARMS[baseline].guest:
+                yield Finding(
+                    "scratch-disks-declared",
+                    "info",
+                    f"scratch disk of {workload}: {seen}",
+                    "the same file, file system and sector size, past the page cache in both; a "
+                    "virtio-blk disk in the guest, a loop device outside",
+                )
 
 
 def sizes_seen(run: Mapping[str, Any]) -> Iterator[Finding]:

@@ -83,6 +83,10 @@ METRICS: dict[str, Metric] = {
                "host CPU time of the instance's cgroup from launch to end, boot included", 1e-3),
         Metric("cpu_idle", "host CPU when idle", "CPU", Scale.DIFFERENCE, Better.LOWER, 0.01, "cpu",
                "host CPU time of the instance's cgroup per second of the hold after ready", 1e-3),
+        Metric("disk_flushes", "flushes of the scratch disk", "flushes", Scale.DIFFERENCE, Better.LOWER, 1.0, "disk",
+               "requests to make written data durable that reached the backing file, from attaching the disk to the workload's end", 1.0),
+        Metric("disk_written", "written to the scratch disk", "bytes", Scale.DIFFERENCE, Better.LOWER, 65536.0, "disk",
+               "bytes written to the backing file, metadata and journal with them, from attaching the disk to the workload's end", 4096.0),
         Metric("work_per_cpu_second", "work per host CPU second", "work/s", Scale.RATIO, Better.HIGHER, 0.05, "cpu",
                "fixed work of the workload ÷ cpu_window", 0.0),
     )

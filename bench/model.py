@@ -421,6 +421,19 @@ class CpuUsage:
 
 
 @dataclass(frozen=True)
+class DiskUsage:
+    """What has reached the backing file of an instance's scratch disk, from outside.
+
+    Since the disk was attached; ``flushes`` are the requests to make what was written
+    durable, of which an fsync needs one or more.
+    """
+
+    flushes: int
+    written_bytes: int
+    read_bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryUsage:
     """Memory of an instance's cgroup by named definition, in bytes; None is unknown.
 

@@ -44,6 +44,12 @@ FAIRNESS = {
 }
 """The rules of DESIGN's "fair by rule" by default; changing one makes another arm."""
 
+SCRATCH_RULE = (
+    "the same fully written file with ext4 and sectors of 4096 bytes in every arm, made afresh for "
+    "each trial, past the host's page cache: a loop device with direct I/O, or virtio-blk with "
+    "cache=none; the flushes that reach it are counted"
+)
+"""Where a workload has a scratch disk."""
 
 INVALIDATION: dict[str, float] = dict(DISTURBED_LIMITS)
 """What takes a block out, fixed before the first trial: the host swapped, was throttled or robbed.
@@ -92,6 +98,8 @@ class Plan:
             rules["memory"] += f"; for {nominal} 'nominal': guest RAM is the limit itself"
         if same:
             rules["security"] += f"; for {same} 'same': one confinement, by the agent, in every arm"
+        if any(workload.limits.scratch_bytes for workload in self.workloads):
+            rules["scratch_disk"] = SCRATCH_RULE
         if "vm:direct" in self.arms:
             rules["page_cache"] += "; vm:direct reads its image past the host's cache"
         return rules

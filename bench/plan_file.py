@@ -63,6 +63,7 @@ class _Limits(_Strict):
     pids: Count = Field(1024, ge=8, le=4_000_000)
     writable: Size = 256 << 20
     shm: Size = 64 << 20
+    scratch: Size = 0
 
 
 class _Ready(_Strict):
@@ -227,6 +228,7 @@ def _workload(item: _Workload) -> Workload:
         pids=item.limits.pids,
         writable_bytes=item.limits.writable,
         shm_bytes=item.limits.shm,
+        scratch_bytes=item.limits.scratch,
     )
     return Workload(
         name=item.name,

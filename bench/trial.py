@@ -18,6 +18,7 @@ from bench.errors import HvctError, Refused
 from bench.host import mem_available_bytes
 from bench.model import (
     CpuUsage,
+    DiskUsage,
     Event,
     InstanceSpec,
     Outcome,
@@ -47,6 +48,7 @@ class _Readings:
     cpu_held: CpuUsage | None = None
     cpu_hold_end: CpuUsage | None = None
     cpu_exited: CpuUsage | None = None
+    disk: DiskUsage | None = None
     host_started: Snapshot | None = None
     host_exited: Snapshot | None = None
     hold_s: float = 0.0
@@ -172,6 +174,7 @@ def _live(
     if workload.until == "ready":
         _hold(instance, workload, readings)
         _read_memory(instance, trial, available_bytes)
+        readings.disk = instance.disk()
         instance.stop(STOP_GRACE_S)
         return
     if not instance.wait(Event.ENDED, deadline):
@@ -179,6 +182,7 @@ def _live(
     # Now, not at EXITED: shipping the output is no part of the work.
     readings.cpu_exited = instance.cpu()
     readings.host_exited = Snapshot.take(helpers=readings.helpers)
+    readings.disk = instance.disk()
     if not instance.wait(Event.EXITED, time.monotonic_ns() + SHIP_LIMIT_NS):
         raise HvctError("the workload had ended, but its output did not arrive within 60 s")
 
@@ -264,6 +268,11 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     if readings.cpu_held and readings.cpu_hold_end and readings.hold_s > 0:
         idle = readings.cpu_hold_end.total_s - readings.cpu_held.total_s
         samples.append(Sample("cpu_idle", idle / readings.hold_s, "CPU"))
+    if readings.disk is not None:
+        disk = readings.disk
+        trial.usage["disk"] = {"flushes": disk.flushes, "read_bytes": disk.read_bytes}
+        samples.append(Sample("disk_flushes", float(disk.flushes), "flushes"))
+        samples.append(Sample("disk_written", float(disk.written_bytes), "bytes"))
     for rule in workload.metrics:
         samples.append(output_metrics.extract(rule, instance.stdout, instance.stderr))
     trial.samples = samples

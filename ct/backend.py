@@ -14,11 +14,13 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from bench import scratch
 from bench.agent.build import agent_path, build_static
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
@@ -39,6 +41,7 @@ from bench.model import (
 from ct import network, rootfs, security, steps
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
+from ct.scratch import LoopDisk, attached, scratch_steps
 from ct.steps import Step
 from ct.worker import Launched, LaunchRequest, Worker
 
@@ -109,8 +112,12 @@ class LauncherBackend(ABC):
         return self._worker
 
     @abstractmethod
-    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
-        """Namespaces and steps of one instance, after it has joined its control group."""
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
+        """Namespaces and steps of one instance, after it has joined its control group.
+
+        Args:
+            disk: what mounts its scratch disk.
+        """
 
     @abstractmethod
     def connect_host(self, spec: InstanceSpec) -> str:
@@ -122,8 +129,7 @@ class LauncherBackend(ABC):
         Raises:
             Refused: with the reason.
         """
-        if spec.limits.scratch_bytes:
-            raise Refused("a scratch disk is not offered yet", "use a workload without one")
+        scratch.check(spec.limits.scratch_bytes)
         if spec.network is NetworkMode.BRIDGE and spec.address is None:
             raise Refused("network = bridge, but the run has no bridge", "this is a defect of hvct")
 
@@ -177,16 +183,21 @@ class LauncherBackend(ABC):
         # the launcher) are not part of the start.
         self.check(spec)
         lower = self._lower(spec.image)
-        timeline = Timeline()
-        timeline.mark(Event.REQUESTED, time.monotonic_ns())
         with contextlib.ExitStack() as undo:
+            held = undo.enter_context(contextlib.ExitStack())
+            # Writing a scratch disk is preparation, attaching it is not: as for a VM.
+            file = held.enter_context(scratch.backing_file(spec))
+            timeline = Timeline()
+            timeline.mark(Event.REQUESTED, time.monotonic_ns())
+            loop = undo.enter_context(contextlib.ExitStack())
+            disk = loop.enter_context(attached(file)) if file else None
             cgroup = _cgroup(self.context.tag, spec) if spec.accounting else None
             if cgroup:
                 undo.callback(cgroup.remove)
             ours, theirs = socket.socketpair()
             undo.enter_context(ours)
             with theirs:
-                request = self._request(spec, lower, cgroup, theirs.fileno())
+                request = self._request(spec, lower, disk, cgroup, theirs.fileno())
                 self.worker.launch(request)
                 session = AgentSession(ours)
                 failure = self._meanwhile(spec, session)
@@ -203,15 +214,23 @@ class LauncherBackend(ABC):
                 cgroup,
                 self.context.network if self.uses_bridge else None,
                 self.connect_host(spec),
-                functools.partial(_facts, lower, request, launched),
+                functools.partial(_facts, lower, disk, request, launched),
+                disk,
+                loop.pop_all(),
+                held.pop_all(),
             )
             undo.pop_all()
         return instance
 
     def _request(
-        self, spec: InstanceSpec, lower: Lower, cgroup: Cgroup | None, channel: int
+        self,
+        spec: InstanceSpec,
+        lower: Lower,
+        disk: LoopDisk | None,
+        cgroup: Cgroup | None,
+        channel: int,
     ) -> LaunchRequest:
-        plan = self.plan(spec, lower)
+        plan = self.plan(spec, lower, scratch_steps(disk) if disk else ())
         into = cgroup.directory_fd if cgroup else None
         join = tuple(cgroup.join_fds()) if cgroup and into is None else ()
         first = [steps.join(number) for number in range(1, len(join) + 1)]
@@ -263,15 +282,20 @@ class ContainerBackend(LauncherBackend):
         return self.user
 
     def check(self, spec: InstanceSpec) -> None:
-        """A user namespace cannot have the host's network's /sys."""
+        """A user namespace cannot have the host's network's /sys, nor a disk."""
         super().check(spec)
+        if self.user and spec.limits.scratch_bytes:
+            raise Refused(
+                "no file system on a disk can be mounted in a user namespace",
+                "use a workload without a scratch disk, or another arm",
+            )
         if self.user and spec.network is NetworkMode.HOST:
             raise Refused(
                 "a container in a user namespace cannot have the host's network",
                 "use network none or bridge",
             )
 
-    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
         """The container's set-up, in the order in which it happens."""
         own_network = spec.network is not NetworkMode.HOST
         flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
@@ -287,6 +311,7 @@ class ContainerBackend(LauncherBackend):
                 *rootfs.root_steps(lower, spec),
                 *rootfs.kernel_steps(unified=unified),
                 *rootfs.device_steps(spec.limits.shm_bytes, bind=self.binds_devices, own_ipc=True),
+                *disk,
                 *rootfs.hosts_steps(spec),
                 steps.hostname(spec.hostname),
                 *network.interface_steps(spec),
@@ -334,12 +359,15 @@ def _discard(worker: Worker, id: str, launched: Launched) -> None:
         worker.wait_exited(id, 10.0)
 
 
-def _facts(lower: Lower, request: LaunchRequest, launched: Launched) -> dict[str, object]:
+def _facts(
+    lower: Lower, disk: LoopDisk | None, request: LaunchRequest, launched: Launched
+) -> dict[str, object]:
     joined = "clone3 into the cgroup" if request.cgroup is not None else "cgroup.procs"
     return {
         "image_mount": lower.path_taken,
         "image_direct_io": lower.direct_io,
         "image_mount_detail": lower.detail,
+        "scratch_disk": disk.description if disk else "",
         "join": joined if request.cgroup is not None or request.join else "none",
         "namespaces": hex(request.flags),
         "steps_us": {

@@ -13,7 +13,8 @@ from bench.agent.instance import AGENT_EVENTS, AgentInstance, final_counters
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup
 from bench.errors import HvctError, LaunchFailed
-from bench.model import Accelerator, Event, InstanceSpec, Timeline
+from bench.model import Accelerator, DiskUsage, Event, InstanceSpec, Timeline
+from ct.scratch import LoopDisk
 from ct.worker import Exited, Launched, Worker, readable
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class LauncherInstance(AgentInstance):
     """What `bench.backend.Instance` asks for, over the launcher and the agent's channel.
 
     The agent shares the host's CLOCK_MONOTONIC, so its stamps are taken as they are.
+
+    Args:
+        loop, file: the scratch disk and what is behind it, which `release` gives back last.
     """
 
     def __init__(
@@ -39,6 +43,9 @@ class LauncherInstance(AgentInstance):
         network: RunNetwork | None,
         connect_host: str,
         facts: Callable[[], dict[str, object]],
+        scratch: LoopDisk | None,
+        loop: contextlib.ExitStack,
+        file: contextlib.ExitStack,
     ) -> None:
         super().__init__(spec, timeline, cgroup, network)
         self.accelerator = Accelerator()
@@ -47,6 +54,8 @@ class LauncherInstance(AgentInstance):
         self._worker = worker
         self._session: AgentSession = session
         self._facts = facts
+        self._scratch = scratch
+        self._loop, self._file = loop, file
         self._ended: Exited | None = None
         self._oom_kills = 0
         timeline.mark(Event.ACCEPTED, launched.accepted_ns)
@@ -102,6 +111,10 @@ class LauncherInstance(AgentInstance):
             self._oom_kills = self.cgroup.oom_kills()
         return self._oom_kills
 
+    def disk(self) -> DiskUsage | None:
+        """By the loop device's own counters; None without one, and once it is released."""
+        return self._scratch.usage() if self._scratch and self._released is None else None
+
     def describe(self) -> dict[str, object]:
         """How it was set up: mount path, join path, namespaces, and the launcher's steps."""
         return self._facts()
@@ -114,8 +127,14 @@ class LauncherInstance(AgentInstance):
             return self._released
         final: dict[str, float] = {}
         self._released = final
+        with self._file.pop_all():  # removed when all is over, as a VM's is
+            self._release(final)
+        return final
+
+    def _release(self, final: dict[str, float]) -> None:
         with contextlib.ExitStack() as undo:
             # Last in, first out; each runs whatever the others do.
+            undo.push(self._loop.pop_all())
             undo.callback(os.close, self.launched.pidfd)
             if self.cgroup:
                 undo.callback(self.cgroup.remove)
@@ -130,7 +149,6 @@ class LauncherInstance(AgentInstance):
             final["rusage_system_s"] = self._ended.system_s
             final["rusage_max_rss_bytes"] = float(self._ended.max_rss_bytes)
         self.timeline.mark(Event.RELEASED, time.monotonic_ns())
-        return final
 
     def _end(self) -> None:
         """Kill and reap. The first process takes its pid namespace with it."""

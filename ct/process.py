@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import Refused
@@ -19,6 +20,7 @@ from ct import rootfs, steps
 from ct.backend import CLONE_NEWNS, HOST_LOOPBACK, LauncherBackend, Plan
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
+from ct.steps import Step
 from ct.worker import readable
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -80,7 +82,7 @@ class ProcessBackend(LauncherBackend):
                 f"end what uses it (ss -ltnp 'sport = :{spec.listen_port}')",
             )
 
-    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
         """The same root file system, and nothing else."""
         return Plan(
             CLONE_NEWNS,
@@ -88,6 +90,7 @@ class ProcessBackend(LauncherBackend):
                 *rootfs.root_steps(lower, spec),
                 *rootfs.kernel_steps(unified=False),
                 *rootfs.device_steps(spec.limits.shm_bytes, bind=False, own_ipc=False),
+                *disk,
                 *rootfs.hosts_steps(spec),
                 steps.detach(),
             ),

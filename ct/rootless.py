@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Sequence
 
 from bench.command import run
 from bench.context import RunContext
@@ -22,7 +23,7 @@ from ct import rootfs, steps
 from ct.backend import ContainerBackend, Plan
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
-from ct.steps import MS_BIND
+from ct.steps import MS_BIND, Step
 
 ENTER = ("unshare", "--user", "--map-root-user")
 REDUCED = (
@@ -97,9 +98,9 @@ class RootlessBackend(ContainerBackend):
         )
         return super().launch(dataclasses.replace(spec, accounting=False, ids=ids))
 
-    def plan(self, spec: InstanceSpec, lower: Lower) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
         """A container's; the group of terminals does not exist in it."""
-        whole = super().plan(spec, lower)
+        whole = super().plan(spec, lower, disk)
         terminals = rootfs.DEVPTS.rpartition(",")[0]
         return dataclasses.replace(
             whole,

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bench import scratch
 from bench.agent.build import agent_path
 from bench.agent.confinement import MASKED, READ_ONLY
 from bench.agent.launch_record import run_record
@@ -239,6 +240,7 @@ class VmBackend:
         if spec.network is NetworkMode.BRIDGE and spec.address is None:
             raise Refused("network = bridge, but the run has no bridge", "this is a defect of hvct")
         memory.check(spec)
+        scratch.check(spec.limits.scratch_bytes)
 
     # -- launching -------------------------------------------------------------------
 
@@ -266,8 +268,8 @@ class VmBackend:
             disks: tuple[Disk, ...] = ()
             if whole:
                 # Writing a scratch disk is preparation, whichever arm it is for.
-                scratch = resources.enter_context(rootfs.scratch_disk(spec))
-                disks = (rootfs.image_disk(spec, direct=self.direct), *scratch)
+                own = resources.enter_context(rootfs.scratch_disk(spec))
+                disks = (rootfs.image_disk(spec, direct=self.direct), *own)
             timeline = Timeline()
             timeline.mark(Event.REQUESTED, time.monotonic_ns())
             files = resources.enter_context(_files(self.context.runtime_dir, spec.id))
@@ -338,6 +340,7 @@ class VmBackend:
             "accelerator_reason": verdict.accelerator.reason,
             "balloon": plan.balloon.value,
             "image_cache": plan.disks[0].cache if plan.disks else "",
+            "scratch_disk": _scratch(plan),
             "qemu": self.emulator.version,
             "join": "cgroup.procs before exec" if PROCS_VARIABLE in plan.environment else "none",
         }
@@ -346,6 +349,8 @@ class VmBackend:
         extra = spec.extra_modules
         if self.balloon is not Balloon.NONE:
             extra = (*extra, *BALLOON_MODULES)
+        if spec.limits.scratch_bytes:
+            extra = (*extra, *rootfs.SCRATCH_MODULES)
         if extra not in self._initramfs:
             self._initramfs[extra] = initramfs(self.kernel, agent_path(), extra)
         return self._initramfs[extra]
@@ -452,3 +457,8 @@ def _files(runtime_dir: Path, id: str) -> Iterator[Path]:
         for path in folder.iterdir():
             path.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _scratch(plan: DomainPlan) -> str:
+    disks = [disk for disk in plan.disks if not disk.read_only]
+    return f"virtio-blk, cache=none, sectors of {scratch.SECTOR_BYTES}" if disks else ""

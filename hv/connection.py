@@ -22,6 +22,7 @@ from typing import Any, Self
 from bench.cache import cache_dir
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HostCannot, LaunchFailed
+from bench.model import DiskUsage
 from hv.emulator import Emulator
 
 LIBVIRT_MISSING = "install libvirt-daemon-driver-qemu and libvirt-python, or run ./hvct setup"
@@ -58,6 +59,7 @@ class DomainLink:
     words: str = ""  # what QEMU printed last, where we read that ourselves
     status: int | None = None
     usage: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)  # the last answer about its disk
     forgotten: bool = False
     lost: bool = False  # the worker died
 
@@ -101,6 +103,8 @@ class DomainLink:
             self.ended_ns, self.status = message["ns"], message.get("status")
             keys = ("user_s", "system_s", "max_rss_kib")
             self.usage = {key: float(message[key]) for key in keys if key in message}
+        elif event == "disk":
+            self.counted = {key: int(value) for key, value in message.items() if key != "event"}
         elif event == "forgotten":
             self.forgotten = True
 
@@ -116,6 +120,17 @@ class DomainLink:
             poller.poll(max(1.0, left_ms))
             self.receive()
         return condition()
+
+    def disk(self, deadline_ns: int) -> DiskUsage | None:
+        """What the scratch disk has had to do so far; None where that is not known."""
+        self.counted = {}
+        with contextlib.suppress(OSError):
+            self.wire.send(b"disk")
+            self.await_that(lambda: bool(self.counted), deadline_ns)
+        found = self.counted
+        if "flush_operations" not in found:
+            return None
+        return DiskUsage(found["flush_operations"], found["wr_bytes"], found["rd_bytes"])
 
     def kill(self) -> None:
         """Kill QEMU: through the worker, which knows it first, and by ourselves if it is gone."""

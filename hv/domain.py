@@ -59,6 +59,7 @@ class Disk:
     path: Path
     read_only: bool = True
     cache: str = "writeback"  # through the host's page cache; "none" is O_DIRECT
+    sector_bytes: int = 0  # as the guest sees it; 0: QEMU's own
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,9 @@ def _add_devices(domain: ET.Element, plan: DomainPlan) -> None:
             driver.set("io", "native")
         _add(disk, "source", file=str(item.path))
         _add(disk, "target", dev=item.target, bus="virtio")
+        if item.sector_bytes:
+            size = str(item.sector_bytes)
+            _add(disk, "blockio", logical_block_size=size, physical_block_size=size)
         if item.read_only:
             _add(disk, "readonly")
         _place(disk, plan, item.target)

@@ -13,13 +13,14 @@ from bench.agent.instance import AGENT_EVENTS, AgentInstance, final_counters
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup
 from bench.errors import LaunchFailed
-from bench.model import Accelerator, Event, InstanceSpec, Timeline
+from bench.model import Accelerator, DiskUsage, Event, InstanceSpec, Timeline
 from hv.connection import DomainLink
 
 if TYPE_CHECKING:
     from bench.network import RunNetwork
 
 END_LIMIT_NS = 10_000_000_000
+COUNT_LIMIT_NS = 5_000_000_000  # for QEMU to say what it has counted
 VERDICT_LIMIT_NS = 1_000_000_000  # from a channel's end until the worker says why
 ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
 CLOCK_RATE_ERROR = 50e-6  # of a guest's clock against the host's; 10e-6 were seen under TCG
@@ -229,6 +230,12 @@ class VmInstance(AgentInstance):
             self._facts["host_oom_kills"] = self.cgroup.oom_kills()
         outside = self._facts.get("host_oom_kills", 0)
         return inside + (outside if isinstance(outside, int) else 0)
+
+    def disk(self) -> DiskUsage | None:
+        """As QEMU counts what its guest asks of the scratch disk; None without one."""
+        if not self.spec.limits.scratch_bytes or self._released is not None:
+            return None
+        return self.link.disk(time.monotonic_ns() + COUNT_LIMIT_NS)
 
     def describe(self) -> dict[str, object]:
         """What was really set up: domain XML, kernel, RAM, disk path, versions."""

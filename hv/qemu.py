@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from bench.context import RUN_VARIABLE
 from bench.errors import LaunchFailed
+from bench.model import DiskUsage
 from bench.programs.connection import Connection, Started
 from hv.backend import VmBackend
 from hv.connection import DomainLink
@@ -61,7 +62,10 @@ def qemu_argv(plan: DomainPlan) -> list[str]:
         raw = f"driver=raw,node-name={disk.target},file={disk.target}-file"
         words += ["-blockdev", f"{raw},read-only={read_only},{cache}"]
         place = f"{bus},addr={SLOTS[disk.target]:#x}"
-        words += ["-device", f"virtio-blk-pci,{place},drive={disk.target},write-cache=on"]
+        sector = disk.sector_bytes
+        sectors = f",logical_block_size={sector},physical_block_size={sector}" if sector else ""
+        device = f"virtio-blk-pci,{place},drive={disk.target},write-cache=on{sectors}"
+        words += ["-device", device]
     if plan.nic is not None:
         words += ["-netdev", f"tap,id=net,ifname={plan.nic.link},script=no,downscript=no"]
         card = f"virtio-net-pci,netdev=net,mac={plan.nic.mac},romfile="
@@ -121,6 +125,10 @@ class PlainLink(DomainLink):
             poller.poll(max(1.0, left_ms))
             self.receive()
         return condition()
+
+    def disk(self, deadline_ns: int) -> DiskUsage | None:
+        """Without libvirt nobody asks QEMU."""
+        return None
 
     def kill(self) -> None:
         """SIGKILL, while the worker has not reaped it."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.cache import cache_dir
-from bench.command import run
-from bench.errors import oserror
+from bench import scratch
 from bench.model import InstanceSpec
 from hv.domain import Disk
 
 ROOT_TARGET = "vda"
 SCRATCH_TARGET = "vdb"
+SCRATCH_MODULES = ("ext4",)  # in the initramfs of guests with a scratch disk, and of no other
 
 
 def image_disk(spec: InstanceSpec, *, direct: bool) -> Disk:
@@ -24,23 +22,12 @@ def image_disk(spec: InstanceSpec, *, direct: bool) -> Disk:
 
 @contextlib.contextmanager
 def scratch_disk(spec: InstanceSpec) -> Iterator[tuple[Disk, ...]]:
-    """A fully written backing file with ext4 in it, read and written past the page cache.
-
-    In the cache's file system, since O_DIRECT works on no tmpfs. Removed afterwards.
-    """
-    if not spec.limits.scratch_bytes:
-        yield ()
-        return
-    path = cache_dir("scratch") / spec.id
-    try:
-        _write_all(path, spec.limits.scratch_bytes)
-        run(
-            ["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", path],
-            hint="install the package e2fsprogs",
-        )
-        yield (Disk(SCRATCH_TARGET, path, False, "none"),)
-    finally:
-        path.unlink(missing_ok=True)
+    """The same backing file as in every arm, read and written past the page cache."""
+    with scratch.backing_file(spec) as path:
+        if path is None:
+            yield ()
+        else:
+            yield (Disk(SCRATCH_TARGET, path, False, "none", scratch.SECTOR_BYTES),)
 
 
 def guest_keys(spec: InstanceSpec) -> list[tuple[str, str]]:
@@ -68,16 +55,3 @@ def host_thp() -> str:
     except OSError:
         return ""
     return text.partition("[")[2].partition("]")[0]
-
-
-def _write_all(path: Path, size_bytes: int) -> None:
-    """Allocated and written, so that no measured write has to find its blocks first."""
-    block = bytes(1 << 20)
-    try:
-        with path.open("wb") as file:
-            for start in range(0, size_bytes, len(block)):
-                file.write(block[: size_bytes - start])
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise oserror("write", path, error) from error

@@ -8,11 +8,13 @@ kills its domains and runs the cleanup command.
 
 One SOCK_SEQPACKET socket carries start requests; each brings the worker's end of a socket
 of its own, on which that instance's messages go (JSON, one per packet) and on which the
-harness sends ``kill``. Its closing means: kill it.
+harness sends ``kill``, or ``disk`` to be told the scratch disk's counters. Its closing
+means: kill it.
 
 to the harness, per instance: ``accepted`` {ns}; ``spawned`` {ns, pid} with the channel's
-descriptor; ``created`` {ns}; ``failed`` {message}; ``ended`` {ns, status, user_s,
-system_s, max_rss_kib}; ``forgotten`` {ns}, always the last.
+descriptor; ``created`` {ns}; ``failed`` {message}; ``disk`` {ns, flush_operations, wr_bytes,
+rd_bytes}; ``ended`` {ns, status, user_s, system_s, max_rss_kib}; ``forgotten`` {ns}, always
+the last.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ import libvirt
 PR_SET_CHILD_SUBREAPER = 36
 SWEEP_S = 0.02  # between two looks at zombies that are nobody's
 CREATE_LIMIT_S = 30.0  # for a libvirt call still under way at the end
+DISK_REQUEST = b"disk"
+SCRATCH_TARGET = "vdb"  # as in hv/rootfs.py
+COUNTED = ("flush_operations", "wr_bytes", "rd_bytes")
 QEMU_COMM = "qemu-system"
 QEMU_USER = "libvirt-qemu"  # compiled into the distribution's libvirt
 CLONE_NEWNS = 0x20000
@@ -220,7 +225,21 @@ class Worker:
             data = domain.wire.recv(64)
         if not data:
             self.selector.unregister(domain.wire)
+        if data == DISK_REQUEST:
+            # In a thread of its own: libvirt asks QEMU, which may be busy.
+            threading.Thread(target=self._count_disk, args=(domain,), daemon=True).start()
+            return
         self._kill(domain)
+
+    def _count_disk(self, domain: Domain) -> None:
+        """What the guest's scratch disk has had to do so far, as QEMU counts it."""
+        counted: dict[str, int] = {}
+        with contextlib.suppress(libvirt.libvirtError):
+            if domain.handle is not None:
+                counted = domain.handle.blockStatsFlags(SCRATCH_TARGET)
+        known = {key: counted[key] for key in COUNTED if key in counted}
+        message = {"event": "disk", "ns": time.monotonic_ns(), **known}
+        self._post(lambda: self._send(domain.wire, message))
 
     def _kill(self, domain: Domain) -> None:
         """Kill QEMU; where it is not known yet, as soon as it is."""

@@ -18,6 +18,7 @@ FAMILY_TITLES = {
     "start-up": "Start-up and teardown",
     "memory": "Memory",
     "cpu": "CPU efficiency",
+    "disk": "Scratch disk",
     "workload": "What the workloads measured",
 }
 MOST_WARNINGS = 3

@@ -18,7 +18,8 @@ from typing import Any
 
 import jsonschema
 
-from bench import cleanup, journal
+from bench import cleanup, journal, scratch
+from bench.cache import cache_dir
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, runtime_root
 
@@ -203,7 +204,10 @@ def traces() -> dict[str, str]:
             found[f"mount {line.split(' ')[4]}"] = match[1]
     for device, file in cleanup.loop_devices():
         if "hvct" in file.parts:
-            found[f"loop device {device} on {file}"] = ""
+            own = re.match(r"(r[0-9a-f]{4})-", file.name)
+            found[f"loop device {device} on {file}"] = own[1] if own else ""
+    for tag, path in scratch.files(cache_dir()):
+        found[f"scratch disk {path}"] = tag
     return found
 
 

@@ -111,3 +111,21 @@ def test_settings_that_were_changed_are_told() -> None:
     (finding,) = from_run(run(tuning={**kept, "for_this_run": False}), [])
     assert "before this run" in finding.message
     assert codes(run(tuning=None), []) == set()
+
+
+def flushed(arm: str, count: float) -> dict[str, Any]:
+    """A trial in which so many flushes reached the scratch disk's file."""
+    return {**trial(arm), "samples": [{"metric": "disk_flushes", "value": count}]}
+
+
+def test_flushes_of_a_scratch_disk_must_agree() -> None:
+    """A few more are the kernels' own; a tenth fewer means that less was made durable."""
+    for own, other, code in (
+        (40.0, 41.0, "scratch-disks-declared"),
+        (400.0, 436.0, "scratch-disks-declared"),
+        (40.0, 20.0, "flushes-differ"),
+        (400.0, 450.0, "flushes-differ"),
+        (20.0, 0.0, "flushes-differ"),
+    ):
+        assert codes(run(), [flushed("vm", own), flushed("container", other)]) == {code}
+    assert codes(run(), [flushed("vm", 40.0), trial("container")]) == set()

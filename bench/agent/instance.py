@@ -18,6 +18,7 @@ from bench.cgroup import Cgroup
 from bench.errors import HvctError, LaunchFailed
 from bench.model import (
     CpuUsage,
+    DiskUsage,
     Event,
     Execution,
     ExitStatus,
@@ -206,6 +207,10 @@ class AgentInstance(ABC):
     def memory(self) -> MemoryUsage | None:
         """Memory charged to its cgroup now; None without accounting."""
         return self.cgroup.memory() if self.cgroup else None
+
+    def disk(self) -> DiskUsage | None:
+        """What has reached its scratch disk's backing file; an arm that counts says so."""
+        return None
 
     def process_memory(self) -> ProcessMemory | None:
         """PSS and RSS of its host processes (a VM: with guest RAM); None without accounting."""

@@ -59,7 +59,7 @@ def programs_of(machine: str) -> tuple[Program, ...]:
             "agent and launcher cannot be compiled, so no arm works",
         ),
         Program("ip", _named("iproute2", "iproute"), "remedies that name it cannot be followed"),
-        Program("mount", _named("mount", "util-linux", "util-linux"), "no scratch disks"),
+        Program("mkfs.ext4", _named("e2fsprogs"), "no scratch disks"),
         Program("modprobe", _named("kmod"), "modules are not loaded by themselves"),
     )  # fmt: skip
 
