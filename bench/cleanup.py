@@ -272,7 +272,7 @@ def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list
 
     A device that is still mounted somewhere only gets the autoclear flag by this.
     """
-    roots = [runtime_root() / tag, *_scratch_files(tag, record)]
+    roots = [runtime_root() / tag, *scratch.of_run(tag, record.cache_dir if record else "")]
     others = [entry for entry in journal.live() if entry.tag != tag]
     if record and record.cache_dir and not others:
         roots.append(Path(record.cache_dir))
@@ -285,17 +285,9 @@ def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list
     return done
 
 
-def _scratch_files(tag: str, record: journal.Journal | None) -> list[Path]:
-    """The files of the run's scratch disks, in the cache it used."""
-    from bench.cache import cache_dir
-
-    folder = Path(record.cache_dir) if record and record.cache_dir else cache_dir()
-    return [path for owner, path in scratch.files(folder) if owner == tag]
-
-
 def _remove_scratch_files(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:
     done = []
-    for path in _scratch_files(tag, record):
+    for path in scratch.of_run(tag, record.cache_dir if record else ""):
         if not dry_run:
             path.unlink(missing_ok=True)
         done.append(f"scratch disk {path.name} removed")

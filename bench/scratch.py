@@ -111,6 +111,12 @@ def files(folder: Path) -> list[tuple[str, Path]]:
     return [(name.partition("-")[0], folder / FOLDER / name) for name in names]
 
 
+def of_run(tag: str, cache: str = "") -> list[Path]:
+    """The files of a run's scratch disks, in the cache it used ("": ours)."""
+    folder = Path(cache) if cache else cache_dir()
+    return [path for owner, path in files(folder) if owner == tag]
+
+
 def abandoned(path: Path) -> bool:
     """Whether the process that made this file is gone."""
     try:
