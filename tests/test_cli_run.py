@@ -117,7 +117,7 @@ def test_closed_and_full_streams() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["busybox", "--", "nope"], 1, "nope: not found"),
+        (["busybox", "--", "nope"], 127, "nope: not found"),
         (["nope", "--", "true"], 2, "no image 'nope'"),
         (["--arm", "xen", "busybox"], 2, "no arm 'xen'"),
         (["--memory", "lots", "busybox"], 2, "'lots' is no size"),
@@ -223,7 +223,7 @@ def test_an_interactive_shell_in_a_terminal() -> None:
 
 def test_the_terminal_is_restored_after_an_error() -> None:
     """A command that is killed, or never starts, leaves the terminal as it was."""
-    for words, code in ((["sh", "-c", "kill -9 $$"], 137), (["nope"], 1)):
+    for words, code in ((["sh", "-c", "kill -9 $$"], 137), (["nope"], 127)):
         with terminal("run", "-it", "busybox", "--", *words) as screen:
             assert screen.end() == code
             assert screen.restored
@@ -346,7 +346,7 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     assert bars and max(map(len, bars)) <= COLUMNS
     stopped = store.load(run)
     assert 1 <= len(stopped.complete_blocks()) < 7
-    assert stopped.run["options"] == {"libvirt_uri": "", "kernel": None}
+    assert stopped.run["options"] == {"libvirt_uri": "", "kernel": None, "tune": None}
     listed = json.loads(hvct("list", run.parent, "--json").out)
     assert (listed[0]["ended"], listed[0]["blocks_done"]) == (None, len(stopped.complete_blocks()))
 

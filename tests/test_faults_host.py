@@ -41,7 +41,7 @@ def test_another_user_is_told_to_be_root(nobody: tuple[str, ...]) -> None:
     """Everything that measures asks for root; what only reads works."""
     home = {"HOME": "/nonexistent", "XDG_CACHE_HOME": ""}
     outside = Path("/")  # the tests' own folders are root's alone
-    for line in ("compare hello", "run busybox -- true", "clean"):
+    for line in ("compare hello", "run --arm container busybox -- true", "clean"):
         done = faults.hvct(*line.split(), before=nobody, env=home, cwd=outside)
         done.says(3, "needs root|root", "sudo")
     for line in ("compare hello --dry-run", "list", "run --help"):

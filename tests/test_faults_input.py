@@ -112,9 +112,9 @@ WRONG_COMMANDS = {
     "no memory": ("run --memory 0 busybox -- true", 2, ("must be positive", "256MiB")),
     "unknown user": ("run -u nope busybox -- true", 2, ("no user 'nope'", "one of")),
     "no kernel": ("compare hello --kernel /nope", 2, ("/nope", "vmlinux")),
-    "not found": ("run busybox -- nope", 1, ("nope: not found", "check")),
-    "not executable": ("run busybox -- /etc/passwd", 1, ("not executable", "permission")),
-    "a folder": ("run --arm process busybox -- /etc", 1, ("not executable", "permission")),
+    "not found": ("run busybox -- nope", 127, ("nope: not found", "check")),
+    "not executable": ("run busybox -- /etc/passwd", 126, ("not executable", "permission")),
+    "a folder": ("run --arm process busybox -- /etc", 126, ("not executable", "permission")),
     "hardly any memory": ("run --memory 64KiB busybox -- true", 1, ("[Mm]emory", "larger")),
     "VM on the host's network": (
         "run --arm vm --network host busybox -- true", 3, ("network", "none or bridge"),
@@ -145,7 +145,7 @@ def test_a_wrong_command_is_refused(kind: str, tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_said_of_a_vm_too() -> None:
     """The same words as of a container."""
     done = faults.hvct("run", "--arm", "vm", "busybox", "--", "nope")
-    done.says(1, "nope: not found", "check")
+    done.says(127, "nope: not found", "check")
 
 
 def test_a_comparison_whose_vm_cannot_boot_does_not_begin(tmp_path: Path) -> None:
