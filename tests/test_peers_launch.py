@@ -221,3 +221,45 @@ def test_a_harness_killed_among_peers(tmp_path: Path) -> None:
     assert elsewhere(tag) == []
     first = faults.trials(tmp_path / "run")[0]
     assert first["outcome"] == "ok", first
+
+
+def test_all_that_works_is_compared_and_the_rest_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--arms all``: what cannot run here is left out before anything is settled, and said so.
+
+    It still is when the run was interrupted and resumed.
+    """
+    directory = tmp_path / "run"
+    (tmp_path / "bin").mkdir()
+    for folder in reversed(os.environ["PATH"].split(":")):
+        for path in Path(folder).glob("*"):
+            if not path.name.startswith("qemu-system"):  # no machine boots: that would take long
+                (tmp_path / "bin" / path.name).unlink(missing_ok=True)
+                (tmp_path / "bin" / path.name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    words = ("compare", "startup", "--arms", "all", "--blocks", "10", "--wait", "--no-report")
+    run = faults.Harness(*words, "--output", directory)
+    run.until(lambda: bool(faults.trials(directory)))
+    run.interrupt()
+    run.end()
+    stored = json.loads((directory / "run.json").read_text())
+    left_out = set(arms.ARMS) - set(stored["plan"]["arms"])
+    named = {item["code"].rpartition(".")[2] for item in stored["findings"] if is_left_out(item)}
+    assert left_out == named and "vm" in named
+    assert {"container", "process"} <= set(stored["plan"]["arms"])
+    assert stored["registration"]["settings"]["arms"] == stored["plan"]["arms"]
+    again = faults.Harness("resume", "--wait", "--no-report", directory)
+    before = len(faults.trials(directory))
+    again.until(lambda: len(faults.trials(directory)) > before)
+    again.interrupt()
+    again.end()
+    after = json.loads((directory / "run.json").read_text())
+    assert [item for item in after["findings"] if is_left_out(item)] == [
+        item for item in stored["findings"] if is_left_out(item)
+    ]
+
+
+def is_left_out(finding: dict[str, str]) -> bool:
+    """Whether a stored finding is about an arm that was left out."""
+    return finding["code"].startswith("arm.left-out.")

@@ -26,6 +26,9 @@ from bench.pagecache import SharedCache
 from bench.plan import Plan
 from bench.standing import Standing
 
+LEFT_OUT = "arm.left-out."
+"""How the code of a finding about an arm that was asked for by ``all`` begins."""
+
 
 def execute(
     chosen: Plan,
@@ -63,9 +66,12 @@ def execute(
             found = {name: found[name] for name in chosen.arms}
             run["capabilities"] = store.jsonable(list(found.values()))
             record_vm(run, found, progress.banner)
-            run["findings"] = store.jsonable(
-                [*preflight(list(found.values())), *map(left_out_finding, left_out)]
-            )
+            run["findings"] = [
+                *store.jsonable(preflight(list(found.values()))),
+                # A resumed run's were left out when it began.
+                *(item for item in run["findings"] if item["code"].startswith(LEFT_OUT)),
+                *store.jsonable(list(map(left_out_finding, left_out))),
+            ]
             run_store.write_run(run)
             kind = Standing if chosen.experiment == EXPERIMENT else Campaign
             campaign = kind(
@@ -145,7 +151,7 @@ def without_unusable(
 def left_out_finding(capability: Capability) -> Finding:
     """Said in the report: an arm that was asked for by ``all`` and does not work here."""
     return Finding(
-        f"arm.left-out.{capability.backend}",
+        f"{LEFT_OUT}{capability.backend}",
         "warning",
         f"{capability.backend} is not compared: {capability.reason}",
         "there is no figure of it in this run",
