@@ -192,8 +192,20 @@ def meminfo() -> dict[str, int]:
 
 
 def mem_available_bytes() -> int:
-    """What the kernel thinks new programs can still get without swapping."""
-    return meminfo()["MemAvailable"]
+    """What new programs can still get without swapping: MemAvailable, and the per-CPU free lists.
+
+    A freed page first goes to a list of its CPU, which MemFree and so MemAvailable do not
+    count. Since Linux 6.7 these lists grow to hundreds of MiB by themselves (``high_max`` in
+    /proc/zoneinfo, proc(5)): what an instance takes can come from them, and then
+    MemAvailable alone does not fall at all.
+    """
+    return meminfo()["MemAvailable"] + per_cpu_free_bytes(text("/proc/zoneinfo") or "")
+
+
+def per_cpu_free_bytes(zoneinfo: str) -> int:
+    """Bytes on the per-CPU free lists of all zones, from the text of /proc/zoneinfo."""
+    pages = re.findall(r"^ +count: +(\d+)$", zoneinfo, re.MULTILINE)
+    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache

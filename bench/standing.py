@@ -204,17 +204,18 @@ class Standing(Campaign):
         hold_s = float(self.run["costs"]["hold_s"])
         began = time.monotonic()
         before, helped = _cpu_s(standing), sum(map(run_time_s, helpers))
-        looks = []
+        looks, available = [], []
         for _ in range(LOOKS):
             self._wait(standing, hold_s / LOOKS)
             looks.append(host.meminfo())
+            available.append(host.mem_available_bytes())
         window_s = time.monotonic() - began
         cpu_s = _cpu_s(standing) - before
         helpers_cpu_s = sum(map(run_time_s, helpers)) - helped
         kernel = [sum(facts.get(name, 0) for name in UNRECLAIMABLE) for facts in looks]
         return _dated(
             step,
-            available_bytes=statistics.median(facts["MemAvailable"] for facts in looks),
+            available_bytes=statistics.median(available),
             kernel_bytes=statistics.median(kernel),
             **_sums(standing),
             guest_bytes=_guest_bytes(standing) if is_guest(arm) else None,

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         round, attempt: a pass is a round of one arm; one cut short is measured anew, whole.
-        available_bytes: the host's MemAvailable.
+        available_bytes: the host's MemAvailable, with the free pages that CPUs keep to themselves.
         kernel_bytes: the host's kernel memory that cannot be reclaimed, whoever caused it.
         anon_bytes … pss_bytes: sums over the instances.
         guest_bytes: of `anon_bytes` what backs the RAM of guests; None where there is no guest.

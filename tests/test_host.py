@@ -108,3 +108,15 @@ def test_file_system_of_a_path() -> None:
     """The innermost mount decides."""
     assert host.file_system(Path("/proc/self")) == "proc"
     assert host.file_system(Path("/")) not in (None, "proc")
+
+
+def test_pages_that_a_cpu_keeps_free_are_available() -> None:
+    """What is given back goes to its CPU's list first: it is not missing, and MemFree has it not."""
+    zones = (
+        "Node 0, zone    DMA32\n  pages free     766000\n        managed  766000\n"
+        "  pagesets\n    cpu: 0\n              count:    100\n              high:     2498\n"
+        "    cpu: 1\n              count:    50\n              high:     2498\n"
+    )
+    assert host.per_cpu_free_bytes(zones) == 150 * os.sysconf("SC_PAGE_SIZE")
+    assert host.per_cpu_free_bytes("") == 0
+    assert host.mem_available_bytes() >= host.meminfo()["MemAvailable"] - (64 << 20)

@@ -21,6 +21,8 @@ import pytest
 import bench
 from bench.command import run
 
+pytestmark = pytest.mark.checkout  # it builds the wheel and an environment of its own
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 MINE = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
 

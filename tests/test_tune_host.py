@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from bench.checks.tree import Tree
 from bench.hostchange import Change, Kind
 from bench.settings import Cpus
 
+PYTHON = shlex.quote(sys.executable)  # a checkout may lie in a folder with a space in its name
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -80,13 +82,12 @@ def test_the_command_shows_applies_and_resets(tmp_path: Path) -> None:
     """From the command line: a dry run changes nothing, apply does, reset undoes it."""
     ksm = tmp_path / "run"
     ksm.write_text("1\n")
-    hvct = f"{sys.executable} -m bench.cli"
     done = in_a_room(
         ksm,
-        f"set -e; tune='{hvct} tune'; file=/sys/kernel/mm/ksm/run\n"
-        "$tune apply --only ksm --dry-run; cat $file; $tune apply --only ksm; cat $file\n"
-        "$tune show --only ksm --json >$1/shown; $tune apply --only ksm 2>&1 || echo status $?\n"
-        "$tune reset; cat $file; $tune reset; ls -A /run/hvct",
+        f'set -e; tune() {{ {PYTHON} -m bench.cli tune "$@"; }}; file=/sys/kernel/mm/ksm/run\n'
+        "tune apply --only ksm --dry-run; cat $file; tune apply --only ksm; cat $file\n"
+        'tune show --only ksm --json >"$1/shown"; tune apply --only ksm 2>&1 || echo status $?\n'
+        "tune reset; cat $file; tune reset; ls -A /run/hvct",
         str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
@@ -114,12 +115,12 @@ def test_a_comparison_killed_while_tuned_is_undone(tmp_path: Path) -> None:
     ksm = tmp_path / "run"
     ksm.write_text("1\n")
     script = (
-        f"{sys.executable} -m bench.cli compare hello --arms process,container --tune-only ksm "
+        f"{PYTHON} -m bench.cli compare hello --arms process,container --tune-only ksm "
         '--no-report --output "$1" 2>"$2" & pid=$!\n'
         'until grep -q ^Tuned "$2" || ! kill -0 $pid; do sleep 0.02; done\n'
         "cat /sys/kernel/mm/ksm/run; kill -9 $pid; wait $pid 2>/dev/null\n"
         # What every command does first. (`hvct clean` would also look for runs of others here.)
-        f"{sys.executable} -c 'from bench.cleanup import clean_dead; clean_dead()'\n"
+        f"{PYTHON} -c 'from bench.cleanup import clean_dead; clean_dead()'\n"
         "ls /run/hvct; cat /sys/kernel/mm/ksm/run"
     )
     done = in_a_room(ksm, script, str(tmp_path / "out"), str(tmp_path / "err"))
