@@ -41,6 +41,14 @@ PAGE_BYTES = float(os.sysconf("SC_PAGE_SIZE"))
 """The smallest difference that the kernel's counters show."""
 
 
+RESOLUTION_BYTES = 64 << 10
+"""Unexplained bytes per instance below this say nothing.
+
+The kernel keeps its page counters per CPU and folds them in at a threshold of tens of pages
+("vm stats threshold" in /proc/zoneinfo), so /proc/meminfo is never more exact than that.
+"""
+
+
 @dataclass(frozen=True)
 class Part:
     """A line of the ledger: bytes that one more instance adds.
@@ -97,8 +105,11 @@ class ArmCosts:
 
     @property
     def closes(self) -> bool:
-        """Whether nothing is shown to be unexplained."""
-        return self.unexplained.low is not None and not self.unexplained.excludes_zero
+        """Whether nothing is shown to be unexplained, beyond what /proc/meminfo can tell."""
+        low, high = self.unexplained.low, self.unexplained.high
+        if low is None or high is None:
+            return False
+        return low <= RESOLUTION_BYTES and high >= -RESOLUTION_BYTES
 
 
 @dataclass(frozen=True)

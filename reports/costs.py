@@ -65,7 +65,7 @@ def remarks(model: CostModel) -> list[str]:
         elif not arm.closes:
             said.append(
                 f"{arm.label}: its ledger does not close: the interval of "
-                "what is unexplained leaves out zero."
+                "what is unexplained leaves out zero, by more than can be told."
             )
         if arm.bend is not None and arm.bend.excludes_zero:
             said.append(

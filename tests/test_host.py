@@ -111,7 +111,7 @@ def test_file_system_of_a_path() -> None:
 
 
 def test_pages_that_a_cpu_keeps_free_are_available() -> None:
-    """What is given back goes to its CPU's list first: it is not missing, and MemFree has it not."""
+    """What is freed goes to its CPU's list first: it is not missing, and MemFree has it not."""
     zones = (
         "Node 0, zone    DMA32\n  pages free     766000\n        managed  766000\n"
         "  pagesets\n    cpu: 0\n              count:    100\n              high:     2498\n"
