@@ -304,6 +304,7 @@ smallest effect it can tell from nothing. Exit status 1: one was not found.
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     _json(parser)
+    _machine_options(parser)
 
 
 def _costs(commands: Commands) -> None:
