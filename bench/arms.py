@@ -50,6 +50,7 @@ ARMS: dict[str, Arm] = {
         Arm("bwrap", "bwrap", "bubblewrap, given the same namespaces, capabilities and filter", peer=True),
         Arm("docker", "docker", "Docker, a private engine through its SDK", peer=True),
         Arm("podman", "podman", "podman run, with runc and cgroupfs", peer=True),
+        Arm("nspawn", "nspawn", "systemd-nspawn, without machined and without a network", peer=True),
         Arm("unshare", "unshare", "unshare of util-linux: namespaces and a root, no confinement", peer=True),
     )
 }  # fmt: skip
@@ -58,6 +59,8 @@ BASELINE = "container"
 ALL = "all"
 """What a user names for every arm that works on the host."""
 PEERS = tuple(name for name, arm in ARMS.items() if arm.peer)
+OPTIONAL = tuple(name for name in ARMS if name not in (*DEFAULT_ARMS, *PEERS))
+"""Arms of ours that nobody gets unasked: whether they work decides nothing either."""
 
 
 def resolve(names: Sequence[str]) -> tuple[Arm, ...]:

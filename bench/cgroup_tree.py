@@ -215,6 +215,25 @@ def elsewhere(tag: str) -> list[Path]:
     ]
 
 
+def make_elsewhere(hierarchy: Path, tag: str, name: str) -> Path:
+    """An instance's group in one of them, for a peer that works in it; returns its directory.
+
+    Raises:
+        HvctError: it cannot be made.
+    """
+    made = hierarchy / OURS / tag / name
+    for attempt in (1, 2):
+        try:
+            os.makedirs(made)
+            break
+        except FileNotFoundError as error:  # an ending run removed an empty parent just now
+            if attempt == 2:
+                raise oserror("mkdir", made, error) from error
+        except OSError as error:
+            raise oserror("mkdir", made, error) from error
+    return made
+
+
 def remove_elsewhere(tag: str, name: str = "") -> list[str]:
     """Remove them, of one instance or of the whole run; returns the paths removed."""
     removed = []

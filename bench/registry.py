@@ -61,6 +61,12 @@ def _unshare(context: RunContext, options: dict[str, Any]) -> Backend:
     return UnshareBackend(context, **options)
 
 
+def _nspawn(context: RunContext, options: dict[str, Any]) -> Backend:
+    from bench.peers.nspawn import NspawnBackend
+
+    return NspawnBackend(context, **options)
+
+
 def _docker(context: RunContext, options: dict[str, Any]) -> Backend:
     from bench.peers.docker import DockerBackend
 
@@ -82,6 +88,7 @@ BACKENDS: dict[str, Callable[[RunContext, dict[str, Any]], Backend]] = {
     "crun": _crun,
     "bwrap": _bwrap,
     "unshare": _unshare,
+    "nspawn": _nspawn,
     "docker": _docker,
     "podman": _podman,
 }

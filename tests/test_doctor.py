@@ -13,6 +13,7 @@ import faults
 import pytest
 
 from bench import disturbances, doctor
+from bench.arms import ARMS
 from bench.checks import distributions, live, programs
 from bench.checks.kernel import has
 from bench.checks.live import Clocks
@@ -259,6 +260,9 @@ def test_json_has_the_documented_keys() -> None:
         re.findall(r"^\| `(\w+)` \|", text.partition("## For programs")[2], re.MULTILINE)
     )
     assert set(document) == promised
+    probed = [item for key in ("capabilities", "optional", "peers") for item in document[key]]
+    assert {item["backend"] for item in probed} == set(ARMS)
+    assert all(item["usable"] or item["reason"] for item in probed)
     for finding in document["findings"]:
         assert set(finding) == {"code", "level", "message", "meaning", "remedy"}
     checked = {item["code"] for item in document["checks"]}

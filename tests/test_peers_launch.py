@@ -25,7 +25,7 @@ from bench.model import Event, Ids, Image, InstanceSpec, Limits, NetworkMode, Se
 pytestmark = pytest.mark.root
 ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"), ("A", "two words"))
 NUMBERS = iter(range(1, 100000))
-PEERS = ("runc", "bwrap", "unshare", "docker", "podman")
+PEERS = ("runc", "crun", "bwrap", "unshare", "nspawn", "docker", "podman")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,17 @@ def test_an_absent_peer_is_named(context: RunContext, monkeypatch: pytest.Monkey
         assert found.remedy.startswith("apt-get install ")
 
 
+def test_crun_where_cgroup_versions_are_mixed(context: RunContext) -> None:
+    """It declines, in its own words; what to do about it is said."""
+    with registry.make(arms.ARMS["crun"], context) as backend:
+        found = backend.probe()
+    if found.usable or "not installed" in found.reason:
+        pytest.skip(f"crun works here, or is absent: {found.version or found.reason}")
+    assert "cgroups in hybrid mode not supported" in found.reason
+    assert "systemd.unified_cgroup_hierarchy=1" in found.remedy
+    assert found.version
+
+
 def test_a_worker_that_was_killed_is_replaced(context: RunContext, busybox: Image) -> None:
     """What ran in it has failed; the next launch starts another, which mounts the image anew."""
     with registry.make(arms.ARMS["bwrap"], context) as backend:
@@ -200,7 +211,12 @@ def test_a_harness_killed_among_peers(tmp_path: Path) -> None:
 
     No arm of ours takes part: its helper would clean up as well.
     """
-    programs = {"runc": "runc", "bwrap": "bwrap", "docker": "dockerd"}
+    programs = {
+        "runc": "runc",
+        "bwrap": "bwrap",
+        "nspawn": "systemd-nspawn",
+        "docker": "dockerd",
+    }
     chosen = [name for name, program in programs.items() if shutil.which(program)]
     if len(chosen) < 2:
         pytest.skip(f"of {list(programs.values())} fewer than two are installed")

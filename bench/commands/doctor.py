@@ -21,7 +21,7 @@ from bench.errors import BadInput, HvctError
 from bench.model import Capability, Finding
 
 MARKS = {"info": "ok", "warning": "!!", "problem": "NO"}
-NAME_WIDTH = 16
+NAME_WIDTH = 18
 NOT_A_TERMINAL = 100  # columns
 
 
@@ -34,7 +34,8 @@ def main(options: argparse.Namespace) -> int:
     if options.parts:
         raise BadInput("--parts belongs to --validate", "hvct doctor --validate --parts kvm,arms")
     capabilities = probe(options, arms.DEFAULT_ARMS)
-    # Optional: whether they work decides nothing.
+    # Whether these work decides nothing.
+    variants = probe(options, arms.OPTIONAL) if os.geteuid() == 0 else []
     peers = probe(options, arms.PEERS) if os.geteuid() == 0 else []
     # Without root there is one reason for everything, and it has a finding of its own.
     findings = examine(capabilities if os.geteuid() == 0 else ())
@@ -44,6 +45,7 @@ def main(options: argparse.Namespace) -> int:
             "usable": usable,
             "host": host.fingerprint(),
             "capabilities": store.jsonable(capabilities),
+            "optional": store.jsonable(variants),
             "peers": store.jsonable(peers),
             "findings": store.jsonable(findings),
             "checks": [
@@ -57,10 +59,11 @@ def main(options: argparse.Namespace) -> int:
     print()
     for capability in capabilities:
         print_capability(capability)
-    if peers:
-        print_text("\nPeers   ", "optional, for hvct compare startup --arms all")
-    for capability in peers:
-        print_capability(capability)
+    for head, probed in (("Variants", variants), ("Peers   ", peers)):
+        if probed:
+            print_text(f"\n{head} ", "optional, for --arms")
+        for capability in probed:
+            print_capability(capability, briefly=True)
     print()
     for finding in findings:
         print_finding(finding)
@@ -75,14 +78,14 @@ def print_text(head: str, text: str) -> None:
         print(f"{head if number == 0 else ' ' * len(head)}{line}")
 
 
-def print_capability(capability: Capability) -> None:
-    """What one arm can do, how, and why."""
+def print_capability(capability: Capability, *, briefly: bool = False) -> None:
+    """What one arm can do, how, and why; briefly, without why that accelerator."""
     label = capability.accelerator.label
     name = f"{capability.backend} ({label})" if label else capability.backend
     state = "works" if capability.usable else "does not work"
     why = capability.reason or capability.version
     print_text(f"{name:{NAME_WIDTH}} ", f"{state}: {why}" if why else state)
-    if capability.accelerator.reason:
+    if capability.accelerator.reason and not briefly:
         print_text(f"{'':{NAME_WIDTH}} ", capability.accelerator.reason)
     if not capability.usable and capability.remedy:
         print_text(f"{'':{NAME_WIDTH}} → ", capability.remedy)
@@ -118,11 +121,12 @@ def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]
                 print(f"\rtrying {arm.name} … \033[K", end="", file=sys.stderr, flush=True)
             try:
                 with registry.make(arm, context) as backend:
-                    found.append(backend.probe())
+                    capability = backend.probe()
             except HvctError as error:
-                found.append(Capability(arm.backend, False, error.message, error.hint))
+                capability = Capability(arm.name, False, error.message, error.hint)
             except ImportError as error:
-                found.append(Capability(arm.backend, False, str(error), "./hvct setup"))
+                capability = Capability(arm.name, False, str(error), "./hvct setup")
+            found.append(dataclasses.replace(capability, backend=arm.name))
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     return [*map(reduced, found), *lacking]
@@ -132,5 +136,4 @@ def reduced(capability: Capability) -> Capability:
     """What works without root, with what is left out then."""
     if os.geteuid() == 0 or not capability.usable:
         return capability
-    name = "container:rootless" if capability.backend == "container" else capability.backend
-    return dataclasses.replace(capability, backend=name, reason=f"reduced: {ROOTLESS[name]}")
+    return dataclasses.replace(capability, reason=f"reduced: {ROOTLESS[capability.backend]}")

@@ -1,7 +1,8 @@
 """What all peers that are a program in the foreground have in common: one launch.
 
 The peer is handed the mounted image with a writable layer over it, and our agent as the
-program to run, by descriptor: 3 is the agent's channel, 4 the agent itself.
+program to run, by descriptor: 3 is the agent's channel, 4 the agent itself. One that passes no
+descriptors on is given both as paths, bound into its container.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup_tree import remove_elsewhere
 from bench.command import run
 from bench.context import RUN_VARIABLE, RunContext
-from bench.errors import HvctError, LaunchFailed, Refused
+from bench.errors import HvctError, LaunchFailed, Refused, oserror
 from bench.model import (
     Capability,
     Event,
@@ -44,6 +46,12 @@ from bench.programs.connection import Connection, Layer, Started
 PROBE_LIMIT_NS = 15_000_000_000
 AGENT = ("/proc/self/fd/4", "--channel=3")
 """The agent's words for a peer that passes descriptors on."""
+
+INSIDE = "/.hvct"
+"""Where agent and channel are in a container of a peer that passes no descriptors on."""
+
+SOCKET_AGENT = (f"{INSIDE}/agent", f"--socket={INSIDE}/channel/socket")
+"""The agent's words there."""
 
 BOX = "box"
 """The group that a peer makes for itself, below the instance's own, which stays to be read."""
@@ -78,12 +86,15 @@ class PeerBackend(ABC):
         own_group: it joins a control group by itself, and sets its limits; else our worker
             enters the instance's group before the peer's program is executed.
         tidies_up: processes of its own are in the instance's group and must outlive the agent.
+        passes_descriptors: else the agent connects to a socket in the instance's folder, see
+            `listening`.
     """
 
     name: str
     package: ClassVar[str]
     own_group: ClassVar[bool]
     tidies_up: ClassVar[bool] = False
+    passes_descriptors: ClassVar[bool] = True
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -131,6 +142,10 @@ class PeerBackend(ABC):
             folder: the instance's; its root file system will be at ``fs/root`` in it.
             group: the control group to join, below each hierarchy's mount; "" for none.
         """
+
+    def joined(self, cgroup: Cgroup) -> Sequence[Path]:
+        """The ``cgroup.procs`` files that the worker enters before it executes the program."""
+        return cgroup.procs_files
 
     def rlimits(self) -> Sequence[tuple[str, int, int]] | None:
         """The workload's limits where the peer cannot grant those that every other arm has."""
@@ -234,6 +249,7 @@ class PeerBackend(ABC):
             if spec.accounting and not self.own_group:
                 cgroup = group_of(self.context.tag, spec, limited=True)
             if cgroup:
+                undo.callback(remove_elsewhere, cgroup.tag, cgroup.name)
                 undo.callback(cgroup.remove)
             group = f"/hvct/{self.context.tag}/{spec.id}/{BOX}" if self.own_group else ""
             folder = connection.folder_of(spec.id)
@@ -242,9 +258,17 @@ class PeerBackend(ABC):
                 folder.mkdir(exist_ok=True)
                 for name, content in command.files.items():
                     (folder / name).write_text(content)
-            ours, theirs = socket.socketpair()
+            channel: AgentSession | socket.socket
+            if self.passes_descriptors:
+                ours, theirs = socket.socketpair()
+            else:
+                ours, theirs = listening(folder / "channel"), None
             undo.enter_context(ours)
-            with theirs, self._descriptors(spec, theirs) as descriptors:
+            with contextlib.ExitStack() as passed:
+                descriptors: tuple[int, ...] = ()
+                if theirs is not None:
+                    passed.enter_context(theirs)
+                    descriptors = passed.enter_context(self._descriptors(spec, theirs))
                 connection.start(
                     spec.id,
                     command.argv,
@@ -256,11 +280,13 @@ class PeerBackend(ABC):
                         spec.limits.writable_inodes,
                         command.plan,
                     ),
-                    join=cgroup.procs_files if cgroup and not self.own_group else (),
+                    join=self.joined(cgroup) if cgroup and not self.own_group else (),
                 )
-                session = AgentSession(ours)
                 record = run_record(spec, seccomp=agent_filter(spec), rlimits=self.rlimits())
-                session.send_run(record)
+                channel = ours
+                if theirs is not None:
+                    channel = AgentSession(ours)
+                    channel.send_run(record)
                 program = connection.started(spec.id)
             undo.callback(self._undo, connection, program)
             instance = PeerInstance(
@@ -269,10 +295,10 @@ class PeerBackend(ABC):
                 connection,
                 program,
                 cgroup,
-                session,
+                channel,
                 record,
                 lambda: None,
-                lambda: "",
+                lambda: said_at_its_end(self.name, connection, program),
                 agent_first=self.tidies_up,
                 facts={
                     "program": self.name,
@@ -315,6 +341,27 @@ def agent_in_memory() -> int:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(descriptor)
+
+
+def listening(folder: Path) -> socket.socket:
+    """A socket in this folder, made with it, to which an agent will connect."""
+    folder.mkdir(parents=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(folder / "socket"))
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        raise oserror("bind", folder / "socket", error) from error
+    return listener
+
+
+def said_at_its_end(name: str, connection: Connection, program: Started) -> str:
+    """How a program in the foreground has ended, and what it printed last; "" while it runs."""
+    if not connection.ended(program, 0.0):
+        return "the worker has ended" if connection.dead else ""
+    code = os.waitstatus_to_exitcode(int((program.ended or {})["status"]))
+    return f"{name} ended with status {code}{': ' if program.words else ''}{program.words}"
 
 
 def agent_filter(spec: InstanceSpec) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -16,11 +15,20 @@ from bench.agent.launch_record import run_record
 from bench.context import RUN_VARIABLE
 from bench.errors import HvctError
 from bench.model import Event, Image, InstanceSpec, Security, Timeline
-from bench.peers.backend import PATH, Command, PeerBackend, agent_filter, group_of, installed
+from bench.peers.backend import (
+    INSIDE,
+    PATH,
+    SOCKET_AGENT,
+    Command,
+    PeerBackend,
+    agent_filter,
+    group_of,
+    installed,
+    listening,
+)
 from bench.peers.docker_engine import Engine
 from bench.peers.instance import PeerInstance
 
-INSIDE = "/.hvct"
 PERIOD_US = 100_000
 JOIN_LIMIT_S = 60.0
 
@@ -98,11 +106,8 @@ class DockerBackend(PeerBackend):
             undo.callback(cgroup.remove)
             timeline.mark(Event.REQUESTED, time.monotonic_ns())
             channel = connection.folder_of(spec.id)
-            channel.mkdir()
             undo.callback(shutil.rmtree, channel, ignore_errors=True)
-            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.bind(str(channel / "socket"))
-            listener.listen(1)
+            listener = undo.enter_context(listening(channel))
             asked = _Asked(engine.api, timeline)
             asked.start(image, spec, self._settings(spec, channel), self.context.tag)
             instance = PeerInstance(
@@ -163,8 +168,8 @@ class _Asked:
             try:
                 made = self.api.create_container(
                     image,
-                    entrypoint=[f"{INSIDE}/agent"],
-                    command=[f"--socket={INSIDE}/channel/socket"],
+                    entrypoint=[SOCKET_AGENT[0]],
+                    command=[*SOCKET_AGENT[1:]],
                     environment={RUN_VARIABLE: tag},
                     hostname=spec.hostname,
                     user="0:0",

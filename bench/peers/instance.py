@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import shutil
 import socket
@@ -111,19 +110,15 @@ class PeerInstance(AgentInstance):
                 "give the workload a larger memory limit",
             )
         program = self.program
-        if program is not None and self._connection.ended(program, LAST_WORDS_S):
-            code = os.waitstatus_to_exitcode(int((program.ended or {})["status"]))
-            words = program.words
-            return LaunchFailed(
-                f"{self._facts['program']} ended with status {code}{': ' if words else ''}{words}",
-                "run hvct doctor",
-            )
         deadline = time.monotonic() + LAST_WORDS_S
-        while program is None and time.monotonic() < deadline:
-            if reason := self._failed():
-                return LaunchFailed(reason, "run hvct doctor")
-            time.sleep(0.01)
-        return failure
+        while not (reason := self._failed()):
+            if time.monotonic() >= deadline:
+                return failure
+            if program is not None:
+                self._connection.ended(program, deadline - time.monotonic())
+            else:
+                time.sleep(0.01)
+        return LaunchFailed(reason, "run hvct doctor")
 
     def console(self) -> bytes:
         """There is none."""
