@@ -7,10 +7,8 @@ agent's RUN record. Nothing here waits for the instance to be up.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
-import signal
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -40,10 +38,12 @@ from bench.model import (
 )
 from ct import network, rootfs, security, steps
 from ct.instance import LauncherInstance
+from ct.pending import Pending, Place, facts
 from ct.rootfs import Lower
 from ct.scratch import LoopDisk, attached, scratch_steps
 from ct.steps import Step
-from ct.worker import Launched, LaunchRequest, Worker
+from ct.wire import Launched, LaunchRequest
+from ct.worker import Worker
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -52,6 +52,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+MOST_PENDING = 32  # launches asked for and not completed: their answers wait in a socket
 IDENTITY_MAP = "0 0 65536"  # files keep their owners; what goes is power over the host
 HOST_LOOPBACK = "127.0.0.1"
 
@@ -179,48 +180,69 @@ class LauncherBackend(ABC):
 
     def launch(self, spec: InstanceSpec) -> LauncherInstance:
         """Start an instance and return without waiting for it to be up."""
+        with self.begin(spec) as pending:
+            return pending.complete()
+
+    def begin(self, spec: InstanceSpec) -> Pending:
+        """Ask for an instance without waiting for the launcher's answer.
+
+        Several may be asked for before the first is completed, `MOST_PENDING` at most; they
+        are completed in the same order.
+        """
         # Our questions and what `prepare` has done (or has to do again, after somebody killed
         # the launcher) are not part of the start.
         self.check(spec)
         lower = self._lower(spec.image)
+        worker = self.worker
         with contextlib.ExitStack() as undo:
             held = undo.enter_context(contextlib.ExitStack())
             # Writing a scratch disk is preparation, attaching it is not: as for a VM.
             file = held.enter_context(scratch.backing_file(spec))
+            place = self._place(spec, held)
+            undo.enter_context(place.until_answered)
+            if place.cgroup:
+                undo.callback(place.cgroup.remove)
             timeline = Timeline()
             timeline.mark(Event.REQUESTED, time.monotonic_ns())
             loop = undo.enter_context(contextlib.ExitStack())
             disk = loop.enter_context(attached(file)) if file else None
-            cgroup = _cgroup(self.context.tag, spec) if spec.accounting else None
-            if cgroup:
+            cgroup = place.cgroup
+            if not cgroup and spec.accounting:
+                cgroup = new_cgroup(self.context.tag, spec.id, limits_of(spec))
                 undo.callback(cgroup.remove)
             ours, theirs = socket.socketpair()
             undo.enter_context(ours)
             with theirs:
-                request = self._request(spec, lower, disk, cgroup, theirs.fileno())
-                self.worker.launch(request)
-                session = AgentSession(ours)
-                failure = self._meanwhile(spec, session)
-                launched = self.worker.launched(request)
-            undo.callback(_discard, self.worker, spec.id, launched)
-            if failure:
-                raise failure
-            instance = self.instance_class(
-                spec,
-                timeline,
-                self.worker,
-                launched,
-                session,
-                cgroup,
-                self.context.network if self.uses_bridge else None,
-                self.connect_host(spec),
-                functools.partial(_facts, lower, disk, request, launched),
-                disk,
-                loop.pop_all(),
-                held.pop_all(),
-            )
-            undo.pop_all()
-        return instance
+                request = self._request(spec, lower, disk, cgroup, place, theirs.fileno())
+                place.wire.launch(request)
+            session = AgentSession(ours)
+
+            def make(launched: Launched) -> LauncherInstance:
+                return self.instance_class(
+                    spec,
+                    timeline,
+                    worker,
+                    launched,
+                    session,
+                    cgroup,
+                    self.context.network if self.uses_bridge else None,
+                    self.connect_host(spec),
+                    facts(lower, disk, request, place.joined, launched),
+                    disk,
+                    loop.pop_all(),
+                    held.pop_all(),
+                )
+
+            failure = self._meanwhile(spec, session)
+            return Pending(worker, place, request, make, failure, undo.pop_all())
+
+    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack) -> Place:
+        """What an instance finds ready before it is requested: here nothing but the launcher.
+
+        Args:
+            held: what is done after its release, or when there will be none.
+        """
+        return Place(self.worker)
 
     def _request(
         self,
@@ -228,12 +250,19 @@ class LauncherBackend(ABC):
         lower: Lower,
         disk: LoopDisk | None,
         cgroup: Cgroup | None,
+        place: Place,
         channel: int,
     ) -> LaunchRequest:
         plan = self.plan(spec, lower, scratch_steps(disk) if disk else ())
-        into = cgroup.directory_fd if cgroup else None
-        join = tuple(cgroup.join_fds()) if cgroup and into is None else ()
-        first = [steps.join(number) for number in range(1, len(join) + 1)]
+        parked = place.wire is not self.worker  # whoever makes it is in the group already
+        into = cgroup.directory_fd if cgroup and not parked else None
+        join = tuple(cgroup.join_fds()) if cgroup and into is None and not parked else ()
+        passed = 1 + (into is not None)  # the channel is the first descriptor
+        first = [steps.join(passed + number) for number in range(len(join))]
+        passed += len(join)
+        first += [
+            steps.enter(passed + number, CLONE_NEWNET) for number in range(len(place.namespaces))
+        ]
         if not cgroup and spec.cpu_set:
             first.append(steps.affinity(spec.cpu_set))
         return LaunchRequest(
@@ -243,6 +272,7 @@ class LauncherBackend(ABC):
             channel=channel,
             cgroup=into,
             join=join,
+            namespaces=place.namespaces,
             user_map=plan.user_map,
             environment={RUN_VARIABLE: self.context.tag},  # so that a cleaner finds it
         )
@@ -330,16 +360,25 @@ class ContainerBackend(LauncherBackend):
         return spec.address.ip if spec.address else ""
 
 
-def _cgroup(tag: str, spec: InstanceSpec) -> Cgroup:
-    limits = CgroupLimits(
+def limits_of(spec: InstanceSpec) -> CgroupLimits:
+    """What an instance's control group allows."""
+    return CgroupLimits(
         memory_bytes=spec.limits.memory_bytes,
         swap_bytes=spec.limits.swap_bytes,
         cpu_set=spec.cpu_set,
         cpu_quota=spec.cpu_quota,
         pids=spec.limits.pids,
     )
+
+
+def new_cgroup(tag: str, name: str, limits: CgroupLimits) -> Cgroup:
+    """Make a group for one instance.
+
+    Raises:
+        LaunchFailed: the kernel refused it; nothing is left.
+    """
     try:
-        return Cgroup.create(tag, spec.id, limits)
+        return Cgroup.create(tag, name, limits)
     except HostCannot:
         raise
     except HvctError as error:
@@ -348,37 +387,3 @@ def _cgroup(tag: str, spec: InstanceSpec) -> Cgroup:
 
 def _agent_filter(spec: InstanceSpec) -> bytes:
     return seccomp_program() if spec.security is Security.SAME else b""
-
-
-def _discard(worker: Worker, id: str, launched: Launched) -> None:
-    """Undo a launch that is not handed out."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
-    os.close(launched.pidfd)
-    with contextlib.suppress(LaunchFailed):  # the launcher is gone as well
-        worker.wait_exited(id, 10.0)
-
-
-def _facts(
-    lower: Lower, disk: LoopDisk | None, request: LaunchRequest, launched: Launched
-) -> dict[str, object]:
-    joined = "clone3 into the cgroup" if request.cgroup is not None else "cgroup.procs"
-    return {
-        "image_mount": lower.path_taken,
-        "image_direct_io": lower.direct_io,
-        "image_mount_detail": lower.detail,
-        "scratch_disk": disk.description if disk else "",
-        "join": joined if request.cgroup is not None or request.join else "none",
-        "namespaces": hex(request.flags),
-        "steps_us": {
-            f"{number:02d} {step.describe()}": round((stamp - before) / 1000, 1)
-            for number, (step, before, stamp) in enumerate(
-                zip(
-                    request.steps,
-                    (launched.born_ns, *launched.step_ns),
-                    launched.step_ns,
-                    strict=False,
-                )
-            )
-        },
-    }

@@ -15,7 +15,8 @@ from bench.cgroup import Cgroup
 from bench.errors import HvctError, LaunchFailed
 from bench.model import Accelerator, DiskUsage, Event, InstanceSpec, Timeline
 from ct.scratch import LoopDisk
-from ct.worker import Exited, Launched, Worker, readable
+from ct.wire import Exited, Launched, readable
+from ct.worker import Worker
 
 if TYPE_CHECKING:
     from bench.network import RunNetwork
@@ -158,7 +159,7 @@ class LauncherInstance(AgentInstance):
 
     def _reap(self) -> None:
         try:
-            self._ended = self._worker.wait_exited(self.spec.id, END_TIMEOUT_S)
+            self._ended = self._worker.wait_exited(self.launched.id, END_TIMEOUT_S)
         except LaunchFailed:
             # The launcher is gone, and with it its children (each has it as death signal's
             # sender); somebody else reaps them.

@@ -21,7 +21,7 @@ from ct.backend import CLONE_NEWNS, HOST_LOOPBACK, LauncherBackend, Plan
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
 from ct.steps import Step
-from ct.worker import readable
+from ct.wire import readable
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 QUIT_TIMEOUT_S = 2.0

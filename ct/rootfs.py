@@ -16,7 +16,8 @@ from bench.errors import HvctError, LaunchFailed
 from bench.model import Image, InstanceSpec
 from ct import steps
 from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, Step
-from ct.worker import StepFailed, Worker
+from ct.wire import StepFailed
+from ct.worker import Worker
 
 SCRATCH = "scratch"  # each instance's own tmpfs; a folder in the launcher's directory
 ROOT = f"{SCRATCH}/root"

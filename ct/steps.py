@@ -46,6 +46,11 @@ def unshare(flags: int) -> Step:
     return Step("unshare", (str(flags),))
 
 
+def enter(descriptor_index: int, flags: int) -> Step:
+    """Enter the namespace that was passed at this index; `flags` says of which kind it is."""
+    return Step("enter", (str(descriptor_index), str(flags)))
+
+
 def affinity(cpus: Iterable[int]) -> Step:
     """Run on these CPUs only (where there is no control group to say so)."""
     return Step("affinity", (",".join(map(str, cpus)),))

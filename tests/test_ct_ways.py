@@ -21,7 +21,7 @@ from bench.model import Event, Image, InstanceSpec
 from ct.backend import ContainerBackend
 from ct.rootfs import Lower, kernel_steps, mount_image
 from ct.steps import MS_RDONLY, detach, loop_mount
-from ct.worker import LaunchRequest
+from ct.wire import LaunchRequest
 
 pytestmark = pytest.mark.root
 
