@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.model import Better, Outcome, Scale
 from bench.stats import quantiles
+from bench.stats.family import compare_family
+from bench.stats.pairs import Design, Pair, PairedSeries
+from bench.stats.verdict import Comparison, Verdict
 
 DATA = Path(__file__).parent / "data" / "nsdi2020"
 M5D, HASWELL = "m5d.metal", "rn.haswell"
@@ -62,3 +66,63 @@ def test_the_vmm_own_log_ends_earlier() -> None:
     """Another end point is another figure: 110 ms by Firecracker's log, 161 by the clock."""
     assert quantile(series(M5D, "serial-fc-api", 1), 0.5) == 110.0
     assert quantile(series(HASWELL, "serial-fc-api", 1), 0.5) == 96.0
+
+
+def against_firecracker(host: str, name: str) -> Comparison:
+    """Two groups of boots, nothing of which belongs together in pairs: as between two runs."""
+    rows = [
+        Pair(number, Outcome.OK, arm, Outcome.OK, base)
+        for number, (arm, base) in enumerate(
+            zip(series(host, name), series(host, "serial-fc-api"), strict=True)
+        )
+    ]
+    (found,) = compare_family(
+        [
+            PairedSeries(
+                metric="boot", workload="init", arm=name, baseline="serial-fc-api", unit="ms",
+                scale=Scale.RATIO, better=Better.LOWER, margin=0.05, resolution=0.0,
+                values=rows, primary=True, design=Design.UNPAIRED,
+            )
+        ]
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "ratio"),
+    [
+        ("serial-qemu", M5D, 1.51),
+        ("serial-qemu", HASWELL, 1.51),
+        ("serial-chv", M5D, 0.64),
+        ("serial-chv", HASWELL, 0.51),
+    ],
+)
+def test_ratios_of_the_published_series(name: str, host: str, ratio: float) -> None:
+    """QEMU is 1.51 times Firecracker on both hosts, Cloud Hypervisor 0.64 and 0.51 times.
+
+    So is the ratio of the medians, and both lie in an interval that 500 boots of each make
+    narrower than 1 %, and that holds neither "the same" nor the other host's 0.64 or 0.51.
+    """
+    found = against_firecracker(host, name)
+    medians = quantile(series(host, name), 0.5) / quantile(series(host, "serial-fc-api"), 0.5)
+    assert found.estimate is not None and found.low is not None and found.high is not None
+    assert round(found.estimate, 2) == round(medians, 2) == ratio
+    assert found.low <= found.estimate <= found.high and found.low <= medians <= found.high
+    assert found.high / found.low < 1.01 and not found.low <= 1.0 <= found.high
+    assert found.verdict is Verdict.DIFFERENT and found.n_pairs == 500
+
+
+def test_not_every_ratio_travels() -> None:
+    """QEMU against Firecracker is the same on both hosts; Cloud Hypervisor's intervals are apart.
+
+    What the intervals show: a ratio carries to another host, or it does not, and only
+    measuring there says which.
+    """
+    qemu, chv = (
+        [against_firecracker(host, name) for host in (M5D, HASWELL)]
+        for name in ("serial-qemu", "serial-chv")
+    )
+    estimates = [one.estimate for one in qemu]
+    assert estimates[0] == pytest.approx(estimates[1], rel=0.01)
+    low, high = chv[0].low, chv[1].high
+    assert low is not None and high is not None and low > high * 1.2
