@@ -42,6 +42,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
+        Arm("container:slot", "container", "native namespace container, born in a control group that waits for it", {"slot": True}),
         Arm("container:rootless", "container", "namespace container of a user without root, reduced", {"rootless": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),
         Arm("qemu", "qemu", "virtual machine by QEMU alone, without libvirt", peer=True),

@@ -100,6 +100,11 @@ class Plan:
             rules["security"] += f"; for {same} 'same': one confinement, by the agent, in every arm"
         if any(workload.limits.scratch_bytes for workload in self.workloads):
             rules["scratch_disk"] = SCRATCH_RULE
+        if "container:slot" in self.arms:
+            rules["join"] += (
+                "; container:slot is born in a group that was made before the request, and on "
+                "cgroup v1 joined by a helper that clones it"
+            )
         if "vm:direct" in self.arms:
             rules["page_cache"] += "; vm:direct reads its image past the host's cache"
         return rules

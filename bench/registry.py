@@ -25,9 +25,12 @@ def _qemu(context: RunContext, options: dict[str, Any]) -> Backend:
 def _container(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.backend import ContainerBackend
     from ct.rootless import RootlessBackend
+    from ct.slots import SlotBackend
 
     if options.pop("rootless", False):
         return RootlessBackend(context, **options)
+    if options.pop("slot", False):
+        return SlotBackend(context, **options)
     return ContainerBackend(context, **options)
 
 

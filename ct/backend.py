@@ -77,6 +77,7 @@ class LauncherBackend(ABC):
     name: str
     instance_class: ClassVar[type[LauncherInstance]] = LauncherInstance
     enter: ClassVar[tuple[str, ...]] = ()  # a command that starts the launcher
+    folder: ClassVar[str] = ""  # its own among the run's, where arms share a name
     uses_bridge: ClassVar[bool] = True  # False: the host's network whatever is asked for
 
     def __init__(self, context: RunContext) -> None:
@@ -106,7 +107,7 @@ class LauncherBackend(ABC):
             self._worker = None
             self._lowers.clear()
         if self._worker is None:
-            directory = f"ct-{self.name}"
+            directory = f"ct-{self.folder or self.name}"
             self._worker = Worker.start(
                 self.context, launcher_path(), agent_path(), directory, self.enter
             )

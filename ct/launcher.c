@@ -9,6 +9,10 @@
  *   request=setup   the steps run in the launcher's own mount namespace (image mounts), and a
  *                   descriptor `program=INDEX` to run in every later launch may come along
  *   request=launch  clone3 with `flags`, the steps in the child, then the program
+ *   request=park    fork a helper that runs the steps (it joins control groups) and then waits
+ *                   on `slot=INDEX`, a socket of its own, for exactly one `launch`. What it
+ *                   clones is the launcher's child. All answers come on that socket but the end
+ *                   of the instance, which the launcher reports under the id of the slot
  *   request=end     kill and reap every instance, exit
  *
  * The child shares the launcher's memory until it executes (CLONE_VM | CLONE_VFORK): no page
@@ -16,7 +20,7 @@
  * system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
  * everything is killed and reaped, then CLEANUP is executed in the original mount namespace.
  *
- * Its 960 lines are one file because it is one program of one thread, read from the steps at
+ * Its 1090 lines are one file because it is one program of one thread, read from the steps at
  * the top to the loop at the end; what could be decided elsewhere is decided in Python.
  */
 #define _GNU_SOURCE
@@ -64,6 +68,7 @@ enum {
     FDS_MAX = 64,
     WORDS_MAX = 64,
     INSTANCES_MAX = 4096,
+    SLOTS_MAX = 4096,
     ID_MAX = 64,
 };
 
@@ -93,7 +98,7 @@ struct request {
     const char *kind, *id;
     uint64_t flags;
     int fds[FDS_MAX], fd_count;
-    int channel, program, cgroup; /* indices into fds, -1 where absent */
+    int channel, program, cgroup, slot; /* indices into fds, -1 where absent */
     const char *uid_map, *gid_map;
     char *argv[WORDS_MAX + 1], *env[WORDS_MAX + 1];
     struct step steps[STEPS_MAX];
@@ -121,7 +126,18 @@ static struct {
     char id[ID_MAX];
 } instances[INSTANCES_MAX];
 static int instance_count;
-static int sock = -1, host_route = -1, null_fd = -1, home_ns = -1, program_fd = -1;
+
+/* In shared memory. The kernel writes `child` before that runs, so that we know whose end we
+ * reap, however soon after the helper's clone3 it comes. */
+static struct slot {
+    int used;
+    pid_t helper, child; /* 0: none (any more), not yet; a child that was reaped: -1 */
+    char id[ID_MAX];
+} * slots;
+static int slot_count;        /* those beyond were never used */
+static struct slot *own_slot; /* in a helper */
+
+static int sock = -1, children = -1, host_route = -1, null_fd = -1, home_ns = -1, program_fd = -1;
 static struct outcome *outcome;
 static char record[RECORD_MAX], reply[1 << 16];
 static size_t reply_size;
@@ -538,6 +554,8 @@ static void take_pair(const char *key, char *value) {
         request.program = (int)number(value);
     } else if (strcmp(key, "cgroup") == 0) {
         request.cgroup = (int)number(value);
+    } else if (strcmp(key, "slot") == 0) {
+        request.slot = (int)number(value);
     } else if (strcmp(key, "uid_map") == 0) {
         request.uid_map = value;
     } else if (strcmp(key, "gid_map") == 0) {
@@ -555,7 +573,7 @@ static int missing(int index) { return index >= request.fd_count; }
 
 static void parse(size_t size) {
     request.kind = request.id = "";
-    request.channel = request.program = request.cgroup = -1;
+    request.channel = request.program = request.cgroup = request.slot = -1;
     if (size == 0 || record[size - 1] != '\0') {
         request.bad = "not a record";
         return;
@@ -573,7 +591,8 @@ static void parse(size_t size) {
     for (int i = 0; i < request.step_count; i++)
         if (request.steps[i].count < request.steps[i].operation->args)
             request.bad = "a step lacks arguments";
-    if (missing(request.channel) || missing(request.program) || missing(request.cgroup))
+    if (missing(request.channel) || missing(request.program) || missing(request.cgroup) ||
+        missing(request.slot))
         request.bad = "a descriptor is missing";
     if (strlen(request.id) >= ID_MAX)
         request.bad = "the id is too long";
@@ -722,6 +741,11 @@ static pid_t spawn(int *pidfd) {
         .pidfd = (uint64_t)(uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
+    if (own_slot) { /* with CLONE_PARENT the signal is the helper's own, and must not be given */
+        arguments.flags |= CLONE_PARENT | CLONE_PARENT_SETTID;
+        arguments.parent_tid = (uint64_t)(uintptr_t)&own_slot->child;
+        arguments.exit_signal = 0;
+    }
     if (request.cgroup >= 0) {
         arguments.flags |= INTO_CGROUP;
         arguments.cgroup = (uint64_t)request.fds[request.cgroup];
@@ -772,6 +796,13 @@ static void put_failure(void) {
     put("errno", "%d", outcome->error);
 }
 
+static void refuse(void) {
+    begin("bad");
+    put("id", "%s", request.id);
+    put("message", "%s", request.bad);
+    send_reply(-1);
+}
+
 static void launch(uint64_t accepted_ns) {
     int pidfd = -1;
     pid_t pid = -1;
@@ -779,28 +810,30 @@ static void launch(uint64_t accepted_ns) {
         request.bad = "no channel or no program";
     } else if (instance_count == INSTANCES_MAX) {
         request.bad = "too many instances";
+    } else if (own_slot && request.uid_map) {
+        request.bad = "a slot makes no user namespace";
     }
     if (request.bad) {
-        begin("bad");
-        put("id", "%s", request.id);
-        put("message", "%s", request.bad);
-        send_reply(-1);
+        refuse();
         return;
     }
     pid = spawn(&pidfd);
     if (outcome->failed != FAILED_NOTHING) {
         if (pid > 0) {
             kill(pid, SIGKILL);
-            while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+            while (!own_slot && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
                 ;
         }
         begin("failed");
         put("id", "%s", request.id);
+        put("pid", "%d", own_slot ? own_slot->child : 0); /* whose end will be reported */
         put_failure();
         send_reply(-1);
     } else {
-        instances[instance_count].pid = pid;
-        strcpy(instances[instance_count++].id, request.id);
+        if (!own_slot) {
+            instances[instance_count].pid = pid;
+            strcpy(instances[instance_count++].id, request.id);
+        }
         begin("launched");
         put("id", "%s", request.id);
         put("pid", "%d", pid);
@@ -813,6 +846,101 @@ static void launch(uint64_t accepted_ns) {
     }
     if (pidfd >= 0)
         close(pidfd);
+}
+
+/* ---- slots --------------------------------------------------------------------------- */
+
+/* A copy of the launcher, with its own of all that a launch works with. */
+static void helper(void) {
+    int mine = request.slot;
+    close(sock); /* or nobody would see that the launcher is gone */
+    close(children);
+    sock = request.fds[mine];
+    /* What it shares with the launcher else: the answers of one, the results in the other. */
+    close(host_route);
+    host_route = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    outcome =
+        mmap(NULL, sizeof *outcome, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (host_route < 0 || outcome == MAP_FAILED)
+        _exit(1);
+    outcome->failed = FAILED_NOTHING;
+    run_steps();
+    for (int i = 0; i < request.fd_count; i++)
+        if (i != mine)
+            close(request.fds[i]);
+    begin(outcome->failed == FAILED_NOTHING ? "parked" : "failed");
+    put("id", "%s", request.id);
+    put("pid", "%d", getpid());
+    if (outcome->failed != FAILED_NOTHING)
+        put_failure();
+    for (int i = 0; i < request.step_count; i++)
+        put("step_ns", "%llu", (unsigned long long)outcome->step_ns[i]);
+    send_reply(-1);
+    if (outcome->failed != FAILED_NOTHING)
+        _exit(1);
+
+    uint64_t accepted_ns;
+    ssize_t size;
+    do {
+        memset(&request, 0, sizeof request);
+        size = receive(&accepted_ns);
+    } while (size < 0);
+    if (size == 0)
+        _exit(0);
+    if (strcmp(request.kind, "launch") != 0)
+        request.bad = "a slot only launches";
+    launch(accepted_ns);
+    _exit(0);
+}
+
+static pid_t launcher_pid;
+
+static void helper_main(void) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    if (getppid() == launcher_pid) /* else it died before that */
+        helper();
+    _exit(1);
+}
+
+static void park(void) {
+    struct clone_arguments arguments = {.exit_signal = SIGCHLD};
+    int free_slot = 0, main_sock = sock;
+    while (free_slot < slot_count && slots[free_slot].used)
+        free_slot++;
+    if (request.slot < 0)
+        request.bad = "no socket for the slot";
+    else
+        sock = request.fds[request.slot];
+    if (free_slot == SLOTS_MAX)
+        request.bad = "too many slots";
+    if (request.bad) {
+        refuse();
+        sock = main_sock;
+        return;
+    }
+    sock = main_sock;
+    struct slot *slot = &slots[free_slot];
+    if (free_slot == slot_count)
+        slot_count++;
+    slot->used = 1;
+    slot->child = 0;
+    strcpy(slot->id, request.id);
+    own_slot = slot; /* in the copy */
+    launcher_pid = getpid();
+    long pid = clone3_call(&arguments, helper_main);
+    own_slot = NULL;
+    slot->helper = pid > 0 ? (pid_t)pid : 0;
+    if (pid < 0) {
+        slot->used = 0;
+        outcome->failed = FAILED_CLONE;
+        outcome->error = (int)-pid;
+        sock = request.fds[request.slot];
+        begin("failed");
+        put("id", "%s", request.id);
+        put_failure();
+        send_reply(-1);
+        sock = main_sock;
+    }
 }
 
 static void setup(void) {
@@ -834,21 +962,34 @@ static void setup(void) {
 
 /* ---- ending -------------------------------------------------------------------------- */
 
+static void report(const char *id, int status, const struct rusage *usage) {
+    begin("exited");
+    put("id", "%s", id);
+    put("status", "%d", status);
+    put("monotonic_ns", "%llu", (unsigned long long)now_ns());
+    put("user_us", "%lld", (long long)usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec);
+    put("system_us", "%lld", (long long)usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec);
+    put("max_rss_kib", "%ld", usage->ru_maxrss);
+    send_reply(-1);
+}
+
 static void report_exit(pid_t pid, int status, const struct rusage *usage) {
-    for (int i = 0; i < instance_count; i++) {
-        if (instances[i].pid != pid)
+    for (int i = 0; i < instance_count; i++)
+        if (instances[i].pid == pid) {
+            report(instances[i].id, status, usage);
+            instances[i] = instances[--instance_count];
+            return;
+        }
+    for (struct slot *slot = slots; slot < slots + slot_count; slot++) {
+        if (!slot->used || (slot->helper != pid && slot->child != pid))
             continue;
-        begin("exited");
-        put("id", "%s", instances[i].id);
-        put("status", "%d", status);
-        put("monotonic_ns", "%llu", (unsigned long long)now_ns());
-        put("user_us", "%lld",
-            (long long)usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec);
-        put("system_us", "%lld",
-            (long long)usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec);
-        put("max_rss_kib", "%ld", usage->ru_maxrss);
-        instances[i] = instances[--instance_count];
-        send_reply(-1);
+        if (slot->helper == pid) {
+            slot->helper = 0;
+        } else {
+            slot->child = -1;
+            report(slot->id, status, usage);
+        }
+        slot->used = slot->helper != 0 || slot->child > 0;
         return;
     }
 }
@@ -882,7 +1023,7 @@ static void kill_all(void) {
     } while (waitpid(-1, NULL, 0) > 0 || errno == EINTR);
 }
 
-static int start(void) {
+static void start(void) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
@@ -899,24 +1040,25 @@ static int start(void) {
     host_route = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
     outcome =
         mmap(NULL, sizeof *outcome, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (sock < 0 || null_fd < 0 || home_ns < 0 || outcome == MAP_FAILED)
-        return -1;
+    slots = mmap(NULL, SLOTS_MAX * sizeof *slots, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (sock < 0 || null_fd < 0 || home_ns < 0 || outcome == MAP_FAILED || slots == MAP_FAILED)
+        return;
     umask(0); /* modes in steps mean what they say */
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     /* Image mounts live and die with this namespace, however we die. */
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return -1;
-    int children = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+        return;
+    children = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     begin(children < 0 ? "failed" : "ready");
     send_reply(-1);
-    return children;
 }
 
 int main(int argc, char **argv) {
     if (argc < 2)
         return 2;
     sock = (int)number(argv[1]);
-    int children = start();
+    start();
     if (children < 0) {
         begin("failed");
         put("name", "start");
@@ -947,6 +1089,8 @@ int main(int argc, char **argv) {
         if (size > 0 && !end) {
             if (strcmp(request.kind, "launch") == 0)
                 launch(accepted_ns);
+            else if (strcmp(request.kind, "park") == 0)
+                park();
             else
                 setup();
             for (int i = 0; i < request.fd_count; i++)

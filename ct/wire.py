@@ -157,7 +157,12 @@ class Wire:
             StepFailed: a step failed; nothing of the instance is left.
             LaunchFailed: the launcher is gone.
         """
-        answer, descriptors = self.answer(request.id)
+        return self.made(request, *self.answer(request.id))
+
+    def made(
+        self, request: LaunchRequest, answer: dict[str, str], descriptors: list[int]
+    ) -> Launched:
+        """The process that an answer tells of; raises what `launched` does."""
         raise_failure(answer, request.steps)
         return Launched(
             id=self.exit_id or request.id,

@@ -15,10 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.context import RUN_VARIABLE, RunContext
-from bench.errors import oserror
+from bench.errors import LaunchFailed, oserror
 from bench.record import encode
 from ct.steps import Step
-from ct.wire import ANSWER_TIMEOUT_S, LOG_NAME, RECORD_BYTES, StepFailed, Wire, raise_failure
+from ct.steps import join as join_step
+from ct.wire import (
+    ANSWER_TIMEOUT_S,
+    LOG_NAME,
+    RECORD_BYTES,
+    Launched,
+    LaunchRequest,
+    StepFailed,
+    Wire,
+    raise_failure,
+    readable,
+)
 
 
 class Worker(Wire):
@@ -141,6 +152,70 @@ class Worker(Wire):
         answer, _ = self.answer(id)
         raise_failure(answer, steps)
         return answer
+
+    def park(self, id: str, join: Sequence[int]) -> ParkedSlot:
+        """Have a helper join control groups and wait in them for one launch; returns at once.
+
+        Args:
+            id: the slot's name, under which the end of its instance is reported.
+            join: descriptors of ``cgroup.procs`` files.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parked = ParkedSlot(self, ours, id)
+        joins = [join_step(number) for number in range(1, len(join) + 1)]
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * RECORD_BYTES)
+                pairs: list[tuple[str, str | int]] = [("request", "park"), ("id", id), ("slot", 0)]
+                self.send(pairs, [theirs.fileno(), *join], joins)
+        except BaseException:
+            parked.close()
+            raise
+        return parked
+
+
+class ParkedSlot(Wire):
+    """A helper of the launcher that waits in a control group, for one launch."""
+
+    def __init__(self, worker: Worker, connection: socket.socket, id: str) -> None:
+        super().__init__(connection)
+        self.exit_id = id
+        self.pid: int | None = None
+        self._worker = worker
+
+    def await_parked(self) -> None:
+        """Wait until it has joined its groups.
+
+        Raises:
+            StepFailed: it could not.
+            LaunchFailed: it is gone.
+        """
+        if self.pid is None:
+            answer, _ = self.answer(self.exit_id)
+            raise_failure(answer, ())
+            self.pid = int(answer["pid"])
+        elif readable(self._socket.fileno(), 0):  # it says nothing by itself: this is its end
+            raise self._gone()
+
+    def launched(self, request: LaunchRequest) -> Launched:
+        """The answer to `launch`, after which the helper is gone."""
+        answer, descriptors = self.answer(request.id)
+        if answer["reply"] == "failed" and int(answer["pid"]) > 0:
+            self._worker.wait_exited(self.exit_id, ANSWER_TIMEOUT_S)  # its group is then empty
+        return self.made(request, answer, descriptors)
+
+    def close(self) -> None:
+        """Close the socket; a helper that still waits ends."""
+        self._socket.close()
+        self._dead = True
+
+    def _gone(self) -> LaunchFailed:
+        self._dead = True
+        return LaunchFailed(
+            f"the helper that waited in {self.exit_id} has ended",
+            f"look at {LOG_NAME} in the run's logs; somebody may have killed it",
+        )
 
 
 def _seal(descriptor: int) -> None:

@@ -22,6 +22,7 @@ from bench.model import Event, Image, InstanceSpec, Limits
 from ct.backend import ContainerBackend, LauncherBackend
 from ct.instance import LauncherInstance
 from ct.process import ProcessBackend
+from ct.slots import MADE, SlotBackend
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -165,3 +166,22 @@ def test_a_group_is_killed_at_once() -> None:
     assert (group.directories[0] / "pids.max").read_text() == "8\n"
     group.remove()
     assert not group.directories[0].exists()
+
+
+def test_a_slot_is_a_group_that_was_made_before(context: RunContext, busybox: Image) -> None:
+    """container:slot parks no helper here: the instance is born in a group that waits for it."""
+    limits = Limits(memory_bytes=64 * MIB, pids=33)
+    with SlotBackend(context) as arm:
+        for _ in range(2):
+            instance = start(arm, busybox, "sleep 60", limits=limits)
+            with instance:
+                assert instance.wait(Event.STARTED, soon())
+                assert instance.cgroup is not None and instance.cgroup.name.startswith("slot-")
+                assert file(instance, "memory.max") == str(64 * MIB)
+                assert file(instance, "pids.max") == "33"
+                assert instance.describe()["join"] == MADE
+                used = UNIFIED / "hvct" / context.tag / instance.cgroup.name
+                assert used.is_dir()
+            (waiting,) = (slot.cgroup.name for slots in arm._slots.values() for slot in slots)
+            assert not used.exists() and used.with_name(waiting).is_dir()
+    assert not used.with_name(waiting).exists()
