@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -93,12 +94,23 @@ def parked(backend: SlotBackend) -> list[int]:
     return found
 
 
+def has_children(pid: int, wanted: set[int]) -> bool:
+    """Whether these are the children of a process, zombies included."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return {int(word) for word in text.split()} == wanted
+
+
 def alive(pid: int) -> bool:
     """Whether a process is there; zombies do not count."""
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+
+
+def gone(pid: int) -> bool:
+    """Whether it is not."""
+    return not alive(pid)
 
 
 @pytest.mark.parametrize("security", list(Security))
@@ -226,8 +238,7 @@ def test_many_launches_leak_nothing(
         if number in (5, 59):
             helpers = set(parked(backend))
             worker = backend.worker.pid
-            children = Path(f"/proc/{worker}/task/{worker}/children")
-            assert until(lambda: {int(p) for p in children.read_text().split()} == helpers)
+            assert until(functools.partial(has_children, worker, helpers))
             counts.append(
                 (
                     len(os.listdir("/proc/self/fd")),
@@ -240,9 +251,7 @@ def test_many_launches_leak_nothing(
     assert counts[0] == counts[1]
 
 
-def test_an_end_bears_the_name_of_the_slot(
-    context: RunContext, backend: SlotBackend
-) -> None:
+def test_an_end_bears_the_name_of_the_slot(context: RunContext, backend: SlotBackend) -> None:
     """Its end is reported under the slot's name, whatever the request was called."""
     slot = backend.worker.park("slot-fast", ())
     slot.await_parked()
@@ -270,7 +279,7 @@ def test_a_helper_that_was_killed_is_replaced(
     before = groups(context.tag)
     for pid in parked(backend):
         os.kill(pid, signal.SIGKILL)
-        assert until(lambda pid=pid: not alive(pid))  # type: ignore[misc]
+        assert until(functools.partial(gone, pid))
     assert len(before) == 1
     if reads == "reserve":
         backend.reserve([made, made])
