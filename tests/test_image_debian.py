@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +25,24 @@ Suites: {suites}
 Components: {components}
 """
 
+STATUS = "exit status "
+VERSIONS = {
+    "redis-server --version": (0, r"^Redis server v=\d+\.\d"),
+    "nginx -t -e stderr": (0, "nginx.conf test is successful"),
+    "sysbench --version": (0, r"^sysbench \d+\.\d"),
+    "stress-ng --version": (0, r"^stress-ng, version \d+\.\d"),
+    "fio --version": (0, r"^fio-\d+\.\d"),
+    "iperf3 --version": (0, r"^iperf \d+\.\d"),
+    "sockperf --version": (0, r"^sockperf, version \d+\.\d"),
+    "xz --version": (0, r"^xz \(XZ Utils\) \d+\.\d"),
+    "pixz -h": (2, r"^pixz: Parallel Indexing XZ compression"),
+    "openssl version": (0, r"^OpenSSL \d+\.\d"),
+    "busybox": (0, r"^BusyBox v\d+\.\d"),
+    "python3 --version": (0, r"^Python 3\.\d"),
+    "test -x /usr/bin/hpcc": (0, "^$"),
+}
+"""Command → its exit status, and what it says then."""
+
 
 @pytest.fixture(scope="module")
 def root(default_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -42,22 +61,7 @@ def root(default_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.root
 def test_programs_of_the_workloads_run(root: Path, default_image: Image) -> None:
-    """Every program the workloads need starts inside the image."""
-    versions = {
-        "redis-server --version": "Redis server",
-        "nginx -t -e stderr": "test is successful",
-        "sysbench --version": "sysbench",
-        "stress-ng --version": "stress-ng",
-        "fio --version": "fio",
-        "iperf3 --version": "iperf",
-        "sockperf --version": "sockperf",
-        "xz --version": "xz",
-        "pixz -h": "pixz",
-        "openssl version": "OpenSSL",
-        "busybox": "BusyBox",
-        "python3 --version": "Python",
-        "ls /usr/bin/hpcc": "hpcc",
-    }
+    """Every program the workloads need starts inside the image, and says its version."""
     script = "\n".join(
         [
             # nginx -t opens its pid file and log: they are in tmpfs in every arm
@@ -65,7 +69,8 @@ def test_programs_of_the_workloads_run(root: Path, default_image: Image) -> None
             'mount -t tmpfs none "$1/run"',
             'mount -t tmpfs none "$1/var/lib/nginx"',
             'mount --bind /dev "$1/dev"',
-            *(f'chroot "$1" {command} 2>&1 || true' for command in versions),
+            "set +e",
+            *(f'chroot "$1" {command} 2>&1; echo "{STATUS}$?"' for command in VERSIONS),
         ]
     )
     done = subprocess.run(
@@ -75,8 +80,13 @@ def test_programs_of_the_workloads_run(root: Path, default_image: Image) -> None
         text=True,
         check=True,
     )
-    for command, expected in versions.items():
-        assert expected in done.stdout, f"{command}: {done.stdout}"
+    said = re.split(rf"{STATUS}(\d+)\n", done.stdout)
+    assert said.pop() == "" and len(said) == 2 * len(VERSIONS), done.stdout
+    for (command, (status, version)), text, ended in zip(
+        VERSIONS.items(), said[::2], said[1::2], strict=True
+    ):
+        assert int(ended) == status, f"{command}: {text}"
+        assert re.search(version, text), f"{command}: {text}"
 
 
 @pytest.mark.root
