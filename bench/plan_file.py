@@ -162,7 +162,7 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             arms=tuple(parsed.arms),
             workloads=workloads,
             blocks=parsed.blocks,
-            seed=new_seed() if seed is None and parsed.seed is None else (seed or parsed.seed or 0),
+            seed=next(given for given in (seed, parsed.seed, new_seed()) if given is not None),
             primary=tuple((item.metric, item.workload) for item in parsed.primary)
             or default_primary(workloads),
             margins={**rule_margins, **parsed.margins},

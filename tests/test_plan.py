@@ -55,6 +55,12 @@ def test_a_plan_file_becomes_a_plan(tmp_path: Path) -> None:
     assert made.margins == {"rate": 0.03}
 
 
+@pytest.mark.parametrize("seed", [0, 9])
+def test_a_given_seed_goes_before_the_plans(tmp_path: Path, seed: int) -> None:
+    """Zero is one too."""
+    assert plan_file.from_toml(write(tmp_path, GOOD), seed=seed).seed == seed
+
+
 def test_a_stored_plan_comes_back_equal(tmp_path: Path) -> None:
     """What run.json holds is enough to resume with exactly the same plan."""
     made = plan_file.from_toml(write(tmp_path, GOOD))
