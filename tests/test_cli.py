@@ -91,6 +91,18 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
     assert json.loads(done.stdout) == []
 
 
+@pytest.mark.parametrize("choices", ["'compare', 'run'", "compare, run"])
+def test_choices_are_read_as_each_python_lists_them(choices: str) -> None:
+    """Up to 3.11 argparse quotes them, since 3.12 it does not."""
+    complaint = "argument COMMAND: invalid choice: 'compere' (choose from {})"
+    with pytest.raises(BadInput, match="no command 'compere'") as caught:
+        make_parser().error(complaint.format(choices))
+    assert caught.value.hint == "did you mean compare?"
+    with pytest.raises(BadInput) as caught:
+        make_parser().error(complaint.replace("compere", "x").format(choices))
+    assert caught.value.hint == "choose from compare, run"
+
+
 @pytest.mark.parametrize(
     ("words", "what", "remedy"),
     [

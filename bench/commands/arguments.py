@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         if choice:
             what = choice[1].strip("-").lower()
             message = f"there is no {what} {choice[2]!r}"
-            choices = re.findall(r"'([^']+)'", choice[3])
+            # In quotation marks up to CPython 3.11 and early 3.12, without them since.
+            choices = [name.strip("'") for name in choice[3].split(", ")]
             close = difflib.get_close_matches(choice[2], choices, 1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
         raise BadInput(message, hint)
