@@ -37,6 +37,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm", "vm", "virtual machine through libvirt"),
         Arm("vm:direct", "vm", "virtual machine, image read past the host's page cache", {"direct": True}),
         Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
+        Arm("vm:daemon", "vm", "virtual machine through a libvirtd of its own", {"daemon": True}),
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
         Arm("vm:balloon", "vm", "virtual machine with a balloon device that nobody inflates", {"balloon": "device"}),
         Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),

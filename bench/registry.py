@@ -13,6 +13,10 @@ from bench.context import RunContext
 def _vm(context: RunContext, options: dict[str, Any]) -> Backend:
     from hv.backend import VmBackend
 
+    if options.pop("daemon", False):
+        from hv.daemon import DaemonBackend
+
+        return DaemonBackend(context, **options)
     return VmBackend(context, **options)
 
 

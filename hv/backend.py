@@ -148,9 +148,13 @@ class VmBackend:
             self._connection.__exit__(None, None, None)
             self._connection = None
         if self._connection is None:
-            started = Connection(self.context, self.emulator, self.machine.type)
+            started = Connection(self.reached(), self.emulator, self.machine.type)
             self._connection = started.__enter__()
         return self._connection
+
+    def reached(self) -> RunContext:
+        """The run, with the libvirt that starts this arm's domains."""
+        return self.context
 
     @property
     def verdict(self) -> Verdict:

@@ -31,7 +31,7 @@ _READY_LIMIT_S = 60.0
 _END_LIMIT_S = 10.0
 
 # One process, one root, our own cgroups: nothing of libvirt's own confinement is used.
-_QEMU_CONF = """\
+QEMU_CONF = """\
 security_driver = "none"
 security_default_confined = 0
 dynamic_ownership = 0
@@ -40,6 +40,7 @@ stdio_handler = "file"
 cgroup_controllers = [ ]
 namespaces = [ ]
 """
+AS_ROOT = 'user = "root"\ngroup = "root"\n'
 
 
 @dataclass
@@ -308,9 +309,9 @@ class Connection:
                 "set XDG_RUNTIME_DIR to a shorter path",
             )
         (self.root / "etc").mkdir()
-        conf = _QEMU_CONF
+        conf = QEMU_CONF
         if os.geteuid() == 0:
-            conf += 'user = "root"\ngroup = "root"\n'
+            conf += AS_ROOT
         (self.root / "etc" / "qemu.conf").write_text(conf)
         target = self.root / "cache" / "qemu" / "capabilities"
         target.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,8 @@ class Worker:
         self.connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
         )
+        with contextlib.suppress(libvirt.libvirtError):  # the embedded driver ends with us alone
+            self.connection.registerCloseCallback(self._on_closed, None)
         for kind in kinds:
             with contextlib.suppress(libvirt.libvirtError):
                 self.connection.getDomainCapabilities(emulator, platform.machine(), machine, kind)
@@ -265,6 +267,17 @@ class Worker:
         domain.stopped = True
         if not domain.creating:  # else the result of the call, still on its way, decides
             self._forgotten(domain)
+
+    def _on_closed(self, *_: object) -> None:
+        self._post(self._daemon_gone)
+
+    def _daemon_gone(self) -> None:
+        """It will say nothing more: end its machines, and take its silence for the last word."""
+        for domain in list(self.domains.values()):
+            self._kill(domain)
+            domain.stopped = True
+            if not domain.creating:
+                self._forgotten(domain)
 
     def _forgotten(self, domain: Domain) -> None:
         domain.forgotten = True

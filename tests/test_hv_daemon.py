@@ -1,4 +1,4 @@
-"""``--libvirt-uri``: the same code against a daemon, started for the test on its own socket."""
+"""Through a libvirtd: ``--libvirt-uri``, and the arm that starts one of its own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pytest
 from daemon import libvirtd
 
 from bench.context import RunContext
+from bench.errors import LaunchFailed
 from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec, Limits, MemoryBasis
 from hv.backend import VmBackend
+from hv.daemon import DaemonBackend
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 LIMITS = Limits(memory_bytes=128 << 20, memory_basis=MemoryBasis.NOMINAL)
@@ -57,6 +59,44 @@ def test_a_daemon_runs_the_same_guest(context: RunContext, busybox: Image) -> No
             with pytest.raises(Exception, match="QEMU ended"):
                 instance.wait(Event.EXITED, deadline_ns)
         assert not any(directory.exists() for directory in instance.cgroup.directories)  # type: ignore[union-attr]
+
+
+def test_a_daemon_of_its_own_that_is_killed(tmp_path: Path, busybox: Image) -> None:
+    """Its guest ends and is said to have ended; the next launch has another daemon."""
+    deadline_ns = time.monotonic_ns() + 60_000_000_000
+    with open_run(tmp_path) as run, DaemonBackend(run) as backend:
+        found = backend.probe()
+        if not found.usable:
+            pytest.skip(f"{found.reason}; {found.remedy}")
+        made = InstanceSpec(run.instance(1), busybox, ("sleep", "60"), limits=LIMITS)
+        with backend.launch(made) as instance:
+            assert instance.wait(Event.INIT, deadline_ns)
+            first = backend.helpers()
+            os.kill(first[-1], signal.SIGKILL)
+            with pytest.raises(LaunchFailed):
+                instance.wait(Event.EXITED, deadline_ns)
+        assert backend.connection.alive
+        assert not set(first) & set(backend.helpers())
+
+
+def test_without_a_libvirtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not installed: the arm is unusable, and the package is named."""
+    monkeypatch.setattr("hv.daemon.PATH", "/nonexistent")
+    with open_run(tmp_path) as run, DaemonBackend(run) as backend:
+        found = backend.probe()
+    assert not found.usable and found.reason == "libvirtd is not installed"
+    assert "libvirt-daemon" in found.remedy
+
+
+def test_a_harness_killed_beside_its_daemon(tmp_path: Path) -> None:
+    """SIGKILL: guest, daemon and both workers are gone, with everything they made."""
+    before = faults.traces()
+    run = faults.Harness("run", "--arm", "vm:daemon", "busybox", "--", "sleep", "300")
+    run.until(lambda: any("/qemu-system" in line for line in run.processes().values()))
+    assert any("libvirtd" in line for line in run.processes().values())
+    run.kill()
+    run.end()
+    assert faults.await_gone(before) == []
 
 
 def test_clean_where_the_daemon_hangs(tmp_path: Path) -> None:
