@@ -79,12 +79,23 @@ def resolve(names: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(ARMS[name] for name in names)
 
 
+VARIANTS = {"vm:freepage": "vm", "vm:balloon": "vm"}
+"""Arms that are there to be set beside another than the baseline, where that one is present."""
+
+
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(arm, baseline) pairs that a report compares: vm ÷ container, container ÷ process."""
-    if BASELINE not in names:
-        return [(name, names[-1]) for name in names[:-1]]
-    return [
-        (BASELINE, name) if ARMS[name].backend == "process" else (name, BASELINE)
-        for name in names
-        if name != BASELINE
-    ]
+    """(arm, baseline) pairs that a report compares: vm ÷ container, container ÷ process.
+
+    Each arm once against the baseline, in the order of the names; then a variant against the
+    arm it varies, which is what says what the variation does.
+    """
+    if BASELINE in names:
+        first = [
+            (BASELINE, name) if ARMS[name].backend == "process" else (name, BASELINE)
+            for name in names
+            if name != BASELINE
+        ]
+    else:
+        first = [(name, names[-1]) for name in names[:-1]]
+    varied = [(name, VARIANTS[name]) for name in names if VARIANTS.get(name) in names]
+    return first + [pair for pair in varied if pair not in first and pair[::-1] not in first]

@@ -151,14 +151,14 @@ def scratch_disks(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -
             if own is None or other is None:
                 continue
             seen = f"{own:g} flushes reached its file in {arm}, {other:g} in {baseline}"
-            if abs(own - other) > max(FLUSHES_APART, FLUSHES_PART * max(own, other)):
+            if flushes_apart(own, other):
                 yield Finding(
                     "flushes-differ",
                     "problem",
                     f"scratch disk of {workload}: {seen}",
                     "one made less durable, or committed its journal less often (a file's time "
                     "changes once a clock tick, which a fast fsync loop stays within): figures "
-                    "of its disk work do not compare",
+                    "of its disk work are refused",
                     "have the workload use fdatasync, and give both the same kernel",
                 )
             elif ARMS[arm].guest != ARMS[baseline].guest:
@@ -169,6 +169,11 @@ def scratch_disks(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -
                     "the same file, file system and sector size, past the page cache in both; a "
                     "virtio-blk disk in the guest, a loop device outside",
                 )
+
+
+def flushes_apart(own: float, other: float) -> bool:
+    """Whether two arms' flushes are so unequal that their disk work does not compare."""
+    return abs(own - other) > max(FLUSHES_APART, FLUSHES_PART * max(own, other))
 
 
 def sizes_seen(run: Mapping[str, Any]) -> Iterator[Finding]:

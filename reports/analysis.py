@@ -198,6 +198,8 @@ def primary_pair(
     fit = [pair for pair in run.pairs if not emulated & set(pair)]
 
     def rank(pair: tuple[str, str]) -> int:
+        if bench_arms.VARIANTS.get(pair[0]) == pair[1]:
+            return 4
         if pair == ("vm", "container"):
             return 0
         if pair[0].startswith("vm"):

@@ -228,7 +228,7 @@ def _series(old: Values, new: Values, *, judge_emulated: bool) -> Iterator[_Row]
     primary = {tuple(entry) for entry in old.run.record["plan"]["primary"]}
     labels = {arm.name: arm.label for arm in old.arms}
     emulated = {arm.name for arm in (*old.arms, *new.arms) if arm.emulated and not judge_emulated}
-    baselines = dict(old.run.pairs)
+    baselines = dict(reversed(old.run.pairs))  # of several, an arm's first
     for group in old.groups:
         other = groups.get((group.metric, group.workload))
         if other is None:

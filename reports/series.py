@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,11 @@ import pandas as pd
 
 from bench.findings import doubly_cached
 from bench.model import Better, Event, Outcome, Scale
-from bench.numbers import RATIO_UNIT, format_estimate, format_percent, format_value
+from bench.numbers import RATIO_UNIT, format_estimate, format_value
 from bench.stats import quantiles, signed_rank
 from bench.stats.pairs import PairedSeries
 from bench.stats.verdict import CONFIDENCE
+from reports import refusal
 from reports.data import Run
 from reports.model import Arm, Effect, Summary
 
@@ -37,15 +39,7 @@ PHRASES = {
 AT_LEAST = ("startup_", "run_wall")
 """Metrics for which a trial that timed out took at least the limit."""
 
-WORK_FAMILIES = frozenset({"cpu", "workload"})
-"""Families that compare work done, so that CPU flags and mitigations must match."""
-
-EFFICIENCY = frozenset({"cpu_window", "work_per_cpu_second"})
-LEAST_ATTRIBUTED = 0.9
-"""With less of the host's CPU time attributed to the instance, efficiency is undecided."""
-
 DEFAULT_MARGIN = 0.05
-NOT_THE_SAME = "not the same work"
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,17 @@ class Values:
         """Arms whose image is held twice by the page cache."""
         return set(doubly_cached(self.run.record))
 
+    @cached_property
+    def flushes(self) -> dict[tuple[str, str], float]:
+        """(workload, arm) → flushes that reached its scratch disk, typically."""
+        return {
+            (group.workload, arm): statistics.median(by_block.values())
+            for group in self.groups
+            if group.metric == "disk_flushes"
+            for arm, by_block in group.values.items()
+            if by_block
+        }
+
     def error(self, group: Group, arm: str) -> float:
         """How far an arm's values can be off because of how an event was stamped, in seconds."""
         event = group.metric.removeprefix("startup_")
@@ -213,21 +218,11 @@ def paired(
     labels = {arm.name: arm.label for arm in values.arms}
     emulated = {arm.name for arm in values.arms if arm.emulated and not judge_emulated}
     wanted = {tuple(entry) for entry in values.run.record["plan"]["primary"]}
-    refused = {(item.arm, item.baseline): item for item in values.run.identity}
     for group in values.groups:
         about = values.definition(group.metric)
         for arm, baseline in values.run.pairs:
             if not (values.applies(group, arm) and values.applies(group, baseline)):
                 continue
-            reason = ""
-            if (identity := refused.get((arm, baseline))) is not None:
-                reason = identity.refused.get(group.workload, "")
-                if about.get("family") in WORK_FAMILIES:
-                    reason = reason or identity.work_refused.get(group.workload, "")
-            reason = f"{NOT_THE_SAME}: {reason}" if reason else ""
-            twice = values.doubly_cached & {arm, baseline}
-            if about.get("family") == "memory" and twice:
-                reason = reason or f"the image of {' and '.join(sorted(twice))} is cached twice"
             scale = Scale(about["scale"])
             series = PairedSeries(
                 metric=group.metric,
@@ -242,10 +237,10 @@ def paired(
                 values=_rows(values, group, arm, baseline, all_blocks=all_blocks),
                 primary=(arm, baseline) == primary and (group.metric, group.workload) in wanted,
                 emulated=bool({arm, baseline} & emulated),
-                refused_reason=reason,
+                refused_reason=refusal.reason(values, group, arm, baseline),
                 floor=values.floor(group, (arm, baseline)),
                 errors=(values.error(group, arm), values.error(group, baseline)),
-                undecided_reason=_unattributed(values, group, (arm, baseline)),
+                undecided_reason=refusal.unattributed(values, group, (arm, baseline)),
                 elapsed=True
                 if values.waits(group.metric)
                 else None
@@ -256,20 +251,6 @@ def paired(
                 phrase=PHRASES.get(group.metric, ""),
             )
             yield group, series, (arm, baseline)
-
-
-def _unattributed(values: Values, group: Group, arms: tuple[str, str]) -> str:
-    """Why CPU efficiency is undecided: too much of the host's work was nobody's."""
-    if group.metric not in EFFICIENCY:
-        return ""
-    for arm in arms:
-        part = values.run.attributed.get((group.workload, arm), 1.0)
-        if part < LEAST_ATTRIBUTED:
-            return (
-                f"only {format_percent(part)} of the CPU time the host spent meanwhile is {arm}'s "
-                "own; the rest may be the kernel's work for it"
-            )
-    return ""
 
 
 def _rows(

@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.charts import plain
 from reports.model import Comparison, RunReport, Series, Summary
-from reports.series import NOT_THE_SAME
+from reports.refusal import NOT_THE_SAME
 
 VERDICT_CLASSES = {
     "different": "different",

@@ -8,7 +8,7 @@ from bench.numbers import format_percent
 from bench.stats.verdict import Verdict
 from reports import model
 from reports.data import Run
-from reports.series import LEAST_ATTRIBUTED
+from reports.refusal import LEAST_ATTRIBUTED
 from reports.wording import capitalised, count, listing
 
 KINDS = {
@@ -117,7 +117,7 @@ def gaps(
         found.append(f"Primary metrics without any value: {listing(missing)}.")
     refused = sorted({c.pair for c in comparisons if c.verdict == Verdict.REFUSED})
     if refused:
-        found.append(f"Comparisons refused because the work was not the same: {listing(refused)}.")
+        found.append(f"Comparisons that were refused, each with its reason: {listing(refused)}.")
     unbound = _unbound(run)
     if unbound:
         found.append(

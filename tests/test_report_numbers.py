@@ -185,6 +185,48 @@ def test_a_different_receipt_refuses_the_comparison(tmp_path: Path) -> None:
     assert any("container and process are not compared for xz" in li for li in answer.lines)
 
 
+@pytest.mark.parametrize(
+    ("counts", "refused"), [((40.0, 41.0), False), ((40.0, 80.0), True), ((9.0, 0.0), True)]
+)
+def test_disk_work_that_was_not_equally_durable_is_refused(
+    tmp_path: Path, counts: tuple[float, float], refused: bool
+) -> None:
+    """Unequal flushes refuse the workload's disk and work figures, not its start-up or memory."""
+
+    def change(line: dict[str, Any]) -> None:
+        if line["workload"] == "xz":
+            count = {"container": counts[0], "process": counts[1]}.get(line["arm"], counts[0])
+            line["samples"].append({"metric": "disk_flushes", "value": count, "unit": "flushes"})
+
+    run = analysed(tmp_path / "run", change=change)
+    for metric in ("disk_flushes", "cpu_window", "work_per_cpu_second", "run_wall"):
+        row = comparison(run, metric, "xz", "container")
+        assert (row.verdict == "refused") == refused, metric
+        assert ("not equally durable" in row.reason) == refused, metric
+        assert row.effect is not None, "the figures stay"
+        assert comparison(run, metric, "xz", "vm").verdict == "emulated", "its flushes agree"
+    for metric, workload in (
+        ("startup_ready", "xz"),
+        ("memory_pss", "xz"),
+        ("run_wall", "minimal"),
+    ):
+        assert comparison(run, metric, workload, "container").verdict != "refused"
+
+
+def test_what_a_variant_does_is_shown_beside_the_arm_it_varies(tmp_path: Path) -> None:
+    """vm:freepage stands against container and against vm; that is described, never judged."""
+    run = analysed(tmp_path / "run", kind="kvm", arms=("vm", "vm:freepage", "container"))
+    assert sorted((arm, base) for arm, base, _ in run.pairs) == [
+        ("vm", "container"),
+        ("vm:freepage", "container"),
+        ("vm:freepage", "vm"),
+    ]
+    beside = [c for c in run.comparisons if (c.arm, c.baseline) == ("vm:freepage", "vm")]
+    assert {c.metric for c in beside} >= {"memory_current", "startup_ready"}
+    assert not any(c.primary or c.judged for c in beside)
+    assert {(c.arm, c.baseline) for c in run.comparisons if c.primary} == {("vm", "container")}
+
+
 def test_a_run_cut_short_says_so(tmp_path: Path) -> None:
     """Blocks that are not complete are left out, counted, and a finding."""
     folder = synthetic.write_run(tmp_path / "run")
