@@ -1,119 +1,119 @@
-"""Measuring hvct itself: interleaved pairs, printed as ratios beside targets, never asserted."""
+"""Measuring hvct itself: every target with what was measured for it, printed, never asserted."""
 
 from __future__ import annotations
 
-import math
 import os
-import random
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import host
-from bench.stats.signed_rank import interval, pseudomedian
-
-Measure = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One ratio: `ours` over `theirs`, in pairs measured beside each other, in seconds."""
-
-    name: str
-    target: float
-    ours: list[float]
-    theirs: list[float]
-
-    def ratio(self) -> tuple[float, float, float]:
-        """Pseudomedian and the ends of its 95 % interval."""
-        logs = [math.log(a / b) for a, b in zip(self.ours, self.theirs, strict=True)]
-        low, high = interval(logs)
-        return math.exp(pseudomedian(logs)), math.exp(low), math.exp(high)
-
-    def verdict(self) -> str:
-        """Whether the target was reached: the whole interval on one side of it."""
-        _, low, high = self.ratio()
-        return "reached" if high <= self.target else "missed" if low > self.target else "open"
-
-    def text(self) -> str:
-        """The ratio with its 95 % interval, both medians, and whether the target was reached."""
-        ratio, low, high = self.ratio()
-        a, b = (statistics.median(values) * 1e3 for values in (self.ours, self.theirs))
-        return (
-            f"{self.name:58} {ratio:6.3f} [{low:.3f}, {high:.3f}]  target {self.target:<5g} "
-            f"{self.verdict():8} {a:9.2f} ms ÷ {b:9.2f} ms, n = {len(self.ours)}"
-        )
-
-
-@dataclass
-class Table:
-    """All ratios of a session, printed at its end."""
-
-    lines: list[Line] = field(default_factory=list)
-
-    def compare(
-        self, name: str, target: float, ours: Measure, theirs: Measure, *, n: int = 24,
-        gap_s: float = 0.02,
-    ) -> None:  # fmt: skip
-        """Measure both `n` times in random order within each pair, `gap_s` apart."""
-        pairs: dict[Measure, list[float]] = {ours: [], theirs: []}
-        order = random.Random(20)
-        for measure in (ours, theirs):  # what is paid once is paid here
-            measure()
-        for _ in range(n):
-            for measure in order.sample((ours, theirs), 2):
-                time.sleep(gap_s)
-                pairs[measure].append(measure())
-        self.add(name, target, pairs[ours], pairs[theirs])
-
-    def add(self, name: str, target: float, ours: list[float], theirs: list[float]) -> None:
-        """Take pairs that were measured elsewhere, in seconds."""
-        self.lines.append(Line(name, target, ours, theirs))
-
-
-PAGE_VARIABLE = "HVCT_LAUNCH_PAGE"
-"""Names the page that the ratios are written into, between its two marks."""
-
-
-def write_page(page: Path, table: Table) -> None:
-    """Put the ratios into a page of documentation, with host and load."""
-    rows = ["| ours ÷ the other's | ratio | target | medians, pairs |", "|---|---|---|---|"]
-    for line in table.lines:
-        ratio, low, high = line.ratio()
-        a, b = (statistics.median(values) * 1e3 for values in (line.ours, line.theirs))
-        rows.append(
-            f"| {line.name} | {ratio:.3g} [{low:.3g}, {high:.3g}] | {line.target:g}: "
-            f"{line.verdict()} | {a:.3g} ÷ {b:.3g} ms, {len(line.ours)} |"
-        )
-    load = os.getloadavg()[1]
-    busy = f"load {load:.1f} of {os.cpu_count()} CPUs"
-    about = f"{time.strftime('%Y-%m-%d')}, {host.summary_line()}, {busy}."
-    before, _, rest = page.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text("\n".join([f"{before}{BEGIN}\n{about}\n", *rows, "", f"{END}{after}"]))
-
-
-BEGIN, END = "<!-- measured -->", "<!-- end -->"
+from bench.command import run
+from bench.context import RunContext
+from bench.journal import open_run
+from bench.model import Image
+from ct.backend import ContainerBackend
+from tests.perf.launches import make_image
+from tests.perf.page import PAGE_VARIABLE, write_page
+from tests.perf.table import Bound, Kind, Line, Table, Unit
 
 _TABLE = pytest.StashKey[Table]()
+_BEGAN = time.monotonic()
 
 
 @pytest.fixture(scope="session")
-def ratios(request: pytest.FixtureRequest) -> Iterator[Table]:
+def targets(request: pytest.FixtureRequest) -> Iterator[Table]:
     """The table that the session prints."""
     yield request.config.stash.setdefault(_TABLE, Table())
 
 
+@pytest.fixture
+def timed(benchmark: BenchmarkFixture, targets: Table) -> Callable[..., Any]:
+    """Time a function by pytest-benchmark, in seconds against a bound; gives what it returned."""
+
+    def run(
+        name: str, most_s: float, function: Callable[..., Any], *args: Any, **options: Any
+    ) -> Any:
+        found = benchmark.pedantic(function, args, **options)
+        if benchmark.stats is None:
+            targets.missing(name, "needs --benchmark-enable")
+        else:
+            values = benchmark.stats.stats.data
+            unit = Unit.MS if most_s < 1 else Unit.S
+            targets.add(Line(name, Bound(most_s), values, kind=Kind.VALUE, unit=unit))
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stamp_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    """Busybox and a program that prints when it runs, in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        room = tmp_path_factory.mktemp("image")
+        patch.setenv("XDG_CACHE_HOME", str(room))
+        made = make_image(room)
+    yield made
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
+    """A journaled run with a bridge."""
+    with open_run(tmp_path_factory.mktemp("run"), network=True) as run_context:
+        yield run_context
+
+
+@pytest.fixture(scope="module")
+def backend(context: RunContext) -> Iterator[ContainerBackend]:
+    """The container arm."""
+    with ContainerBackend(context) as arm:
+        yield arm
+
+
+@pytest.fixture(scope="module")
+def root(stamp_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same image, mounted for the peers."""
+    where = tmp_path_factory.mktemp("root")
+    run(["mount", "-t", "erofs", "-o", "ro,loop", stamp_image.path, where])
+    try:
+        yield where
+    finally:
+        run(["umount", where])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What cannot be measured has a row too, which says why; the others go on."""
+    report = yield
+    if report.failed or report.skipped:
+        table = item.config.stash.setdefault(_TABLE, Table())
+        about = (getattr(item.obj, "__doc__", "") or item.name).partition(";")[0].rstrip(".")
+        case = item.name.partition("[")[2].rstrip("]")
+        table.missing(f"{about} ({case})" if case else about, _reason(call))
+    return report
+
+
+def _reason(call: pytest.CallInfo[None]) -> str:
+    error = call.excinfo.value if call.excinfo else None
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the ratios; hvct over the other one, so less is better."""
+    """Print the table, and write it into the page where one is named."""
     table = terminalreporter.config.stash.get(_TABLE, Table())
-    if table.lines and (page := os.environ.get(PAGE_VARIABLE)):
-        write_page(Path(page), table)
-    if table.lines:
-        terminalreporter.section("ratios (interleaved pairs, pseudomedian and 95 % interval)")
-        for line in table.lines:
-            terminalreporter.write_line(line.text())
+    if not table.lines:
+        return
+    if page := os.environ.get(PAGE_VARIABLE):
+        write_page(Path(page), table, time.monotonic() - _BEGAN)
+    terminalreporter.section("targets (pseudomedian and its 95 % interval; of pairs: interleaved)")
+    rows = [line.cells() for line in table.lines]
+    width = max(len(row[0]) for row in rows)
+    for name, target, measured, verdict, about in rows:
+        terminalreporter.write_line(
+            f"{verdict:12}  {name:{width}}  target {target or '–':16} {measured or '–':28} {about}"
+        )

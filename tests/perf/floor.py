@@ -1,7 +1,9 @@
 """The floor of a container's start: a C program made of the very plan that ct executes.
 
 Straight-line C, one system call after the other with its constants, in the order of the plan;
-no protocol, no agent, no decision. What it takes is what the kernel takes.
+no protocol, no decision. What it takes is what the kernel takes. Two forms: the plan's calls
+alone, then the workload; and with a first process in between that forks the workload, making the
+calls of our agent in its order (`floor_first.c`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from bench.agent.build import build_static
 from bench.cgroup import Cgroup, CgroupLimits
@@ -96,33 +99,44 @@ static void keep(uint64_t mask) {
     TRY(syscall(SYS_capset, &header, data));
 }
 static unsigned char filter[] __attribute__((aligned(8))) = {@FILTER@};
+static struct timespec begun, started;
+static int first;
 static int child(void *unused) {
     (void)unused;
     int old;
     char *const argv[] = {"stamp", NULL};
+    char *const none[] = {NULL};
     struct sock_fprog program = {sizeof filter / 8, (struct sock_filter *)filter};
     (void)program;
 @STEPS@
+    if (first >= 0) {
+        char *const words[] = {"first", @STAMP@, NULL};
+        syscall(SYS_execveat, first, "", words, none, AT_EMPTY_PATH);
+        _exit(9);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &started);
     execv(@STAMP@, argv);
     _exit(9);
 }
-int main(void) {
+static long long ns(struct timespec at) { return at.tv_sec * 1000000000LL + at.tv_nsec; }
+int main(int argc, char **argv) {
     char name[64];
-    struct timespec now;
+    first = argc > 1 ? open(argv[1], O_RDONLY | O_CLOEXEC) : -1;
     setvbuf(stdout, NULL, _IONBF, 0);
     TRY(unshare(CLONE_NEWNS));
     TRY(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL));
     TRY(mount(@IMAGE@, "image", "erofs", MS_RDONLY | MS_NODEV, @OPTIONS@));
     while (scanf("%63s", name) == 1) {
         int status = 0;
-        clock_gettime(CLOCK_MONOTONIC, &now);
+        clock_gettime(CLOCK_MONOTONIC, &begun);
 @BEFORE@
         int flags = @FLAGS@ | CLONE_VM | CLONE_VFORK | SIGCHLD;
         int pid = clone(child, stack + sizeof stack, flags, NULL);
         TRY(pid);
         waitpid(pid, &status, 0);
         if (status) return 1;
-        printf("%lld\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+        if (first < 0) printf("%lld\n", ns(started));
+        printf("%lld\n", ns(begun));
 @AFTER@
     }
     return 0;
@@ -213,37 +227,46 @@ def source(backend: ContainerBackend, spec: InstanceSpec, program: str, *, direc
 class Floor:
     """The program, running; each `start` is one container."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], first: bool) -> None:
+        self._process, self._first = process, first
 
-    def start(self, name: str) -> float:
-        """Seconds from its first call for a container to the program's first instruction."""
+    def start(self, name: str) -> tuple[float, float]:
+        """Seconds from its first call to the workload's exec, and to its first instruction."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
-        first, begun = (int(self._process.stdout.readline()) for _ in range(2))
-        return (first - begun) / 1e9
+        said = [int(self._process.stdout.readline()) for _ in range(3)]
+        # The first process says before its fork's exec when that is; else the program does after.
+        started, instruction = said[:2] if self._first else (said[1], said[0])
+        return (started - said[2]) / 1e9, (instruction - said[2]) / 1e9
 
 
 @contextmanager
 def floor(
-    backend: ContainerBackend, context: RunContext, image: Image, spec: InstanceSpec, program: str
+    backend: ContainerBackend,
+    context: RunContext,
+    image: Image,
+    spec: InstanceSpec,
+    program: str,
+    *,
+    first: bool = False,
 ) -> Iterator[Floor]:
     """Compile and start it, in a folder as the launcher has one."""
     backend.prepare(spec)
     direct = backend._lower(image).path_taken == "file"
-    folder = context.runtime_dir / f"floor-{int(spec.accounting)}"
+    folder = context.runtime_dir / f"floor-{int(spec.accounting)}{int(first)}"
     for name in ("image", rootfs.SCRATCH):
         (folder / name).mkdir(parents=True)
     (folder / "floor.c").write_text(source(backend, spec, program, direct=direct))
-    built = build_static(
-        "floor", [folder / "floor.c"], extra_flags=("-Wno-unused-function", "-Wno-unused-variable")
-    )
+    quiet = ("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-parameter")
+    argv = [build_static("floor", [folder / "floor.c"], extra_flags=quiet)]
+    if first:
+        argv.append(build_static("floor-first", [Path(__file__).parent / "floor_first.c"]))
     process = subprocess.Popen(
-        [built], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        argv, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield Floor(process)
+        yield Floor(process, first)
     finally:
         process.communicate()
         for name in ("image", rootfs.SCRATCH, "floor.c"):

@@ -1,154 +1,116 @@
-"""A container's start against bwrap and runc: request to the first instruction of the same program.
+"""A container's start against bwrap, unshare and runc, the floor, and itself with less.
 
-The program prints CLOCK_MONOTONIC as its first act, so what its output then goes through
-(a pipe, or our agent's channel) is not in the figure. All run from this process, which has
-pandas loaded, as the harness has. The peers get the image read-only; hvct also lays a
-writable layer over it.
+All run from this process, which has pandas loaded, as the harness has. The peers get the image
+read-only; hvct also lays a writable layer over it, and sets capabilities and a filter.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas  # noqa: F401  # the harness is as large when it launches
 import pytest
 
-from bench.agent.build import build_static
 from bench.cgroup import version as cgroup_version
-from bench.command import run
-from bench.context import RunContext
-from bench.image import index
-from bench.image.busybox import CONFIG, find_busybox, populate
-from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec, Limits
+from bench.model import Event, Image
 from ct.backend import ContainerBackend
-
-if TYPE_CHECKING:
-    from tests.perf.conftest import Table
+from tests.perf.floor import floor
+from tests.perf.launches import (
+    LIMIT_NS,
+    LIMITS,
+    NUMBERS,
+    STAMP,
+    between,
+    ended,
+    first_instruction,
+    make_spec,
+    need,
+    run_stamp,
+    started,
+)
+from tests.perf.table import Bound, Kind, Line, Table, equivalent, interleaved
 
 pytestmark = pytest.mark.root
 
-PROGRAM = """
-#include <stdio.h>
-#include <time.h>
-int main(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return printf("%lld\\n", now.tv_sec * 1000000000LL + now.tv_nsec) < 0;
-}
-"""
-LIMITS = Limits(memory_bytes=256 << 20, pids=64)
-NUMBERS = itertools.count(1)
-STAMP = "/bin/stamp"
+NAMESPACES = ("pid", "net", "ipc", "uts", "cgroup")
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    """The busybox image with the program in it, in a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        room = tmp_path_factory.mktemp("image")
-        patch.setenv("XDG_CACHE_HOME", str(room))
-        (room / "stamp.c").write_text(PROGRAM)
-        program = build_static("stamp", [room / "stamp.c"])
-        with index.build_space() as space:
-            populate(space / "tree", find_busybox(space))
-            shutil.copy(program, space / "tree" / STAMP.lstrip("/"))
-            yield index.store_tree("perf", space / "tree", CONFIG, source="test", recipe="perf")
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
-    """A journaled run without a network."""
-    with open_run(tmp_path_factory.mktemp("run"), network=False) as run_context:
-        yield run_context
-
-
-@pytest.fixture(scope="module")
-def backend(context: RunContext) -> Iterator[ContainerBackend]:
-    """The container arm."""
-    with ContainerBackend(context) as arm:
-        yield arm
-
-
-@pytest.fixture(scope="module")
-def root(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same image, mounted for the peers."""
-    where = tmp_path_factory.mktemp("root")
-    run(["mount", "-t", "erofs", "-o", "ro,loop", image.path, where])
-    try:
-        yield where
-    finally:
-        run(["umount", where])
-
-
-def ours(backend: ContainerBackend, image: Image, *, accounting: bool) -> float:
+def to_first(backend: ContainerBackend, image: Image, *, accounting: bool) -> float:
     """Seconds from the request to the program's first instruction, in a container of ours."""
-    name = backend.context.instance(next(NUMBERS))
-    spec = InstanceSpec(name, image, (STAMP,), limits=LIMITS, accounting=accounting)
-    began = time.monotonic_ns()
-    with backend.launch(spec) as instance:
-        assert instance.wait(Event.EXITED, time.monotonic_ns() + 10**10), "it hangs"
-    return (int(instance.stdout) - began) / 1e9
+    return first_instruction(backend, make_spec(backend, image, (STAMP,), accounting=accounting))
 
 
-def theirs(*argv: str | Path) -> float:
-    """The same for a program that runs ours."""
-    began = time.monotonic_ns()
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return (int(done.stdout) - began) / 1e9
+def without_group(
+    targets: Table,
+    backend: ContainerBackend,
+    image: Image,
+    peer: str,
+    argv: list[str | Path],
+    bounds: list[tuple[str, float]],
+) -> None:
+    """Compare with a program that makes the same namespaces and no group; a row for each target."""
+    ours, theirs = interleaved(
+        lambda: to_first(backend, image, accounting=False),
+        lambda: run_stamp(*argv),
+        n=24,
+        gap_s=0.02,
+    )
+    for source, most in bounds:
+        name = f"container, no cgroup: request to first instruction ÷ {peer} ({source})"
+        targets.add(Line(name, Bound(most), ours, theirs))
 
 
-def need(program: str) -> None:
-    """Skip without it."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
-
-
-def test_against_bwrap(ratios: Table, backend: ContainerBackend, image: Image, root: Path) -> None:
-    """No network, no control group, the same root and namespaces; target: 0.8 of bwrap."""
+def test_against_bwrap(
+    targets: Table, backend: ContainerBackend, stamp_image: Image, root: Path
+) -> None:
+    """container ÷ bwrap; no network, no control group, the same root and namespaces."""
     need("bwrap")
     words: list[str | Path] = ["bwrap", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
-    for name in ("pid", "net", "ipc", "uts", "cgroup"):
-        words.append(f"--unshare-{name}")
-    ratios.compare(
-        "container, no cgroup: request to first instruction ÷ bwrap",
-        0.8,
-        lambda: ours(backend, image, accounting=False),
-        lambda: theirs(*words, "--hostname", "hvct", "--tmpfs", "/tmp", STAMP),
-    )
+    words += [f"--unshare-{name}" for name in NAMESPACES]
+    words += ["--hostname", "hvct", "--tmpfs", "/tmp", STAMP]
+    bounds = [("first target", 0.8), ("launch at the limit", 0.6)]
+    without_group(targets, backend, stamp_image, "bwrap", words, bounds)
+
+
+def test_against_unshare(
+    targets: Table, backend: ContainerBackend, stamp_image: Image, root: Path
+) -> None:
+    """container ÷ unshare; no network, no control group, the same namespaces, chroot and /proc."""
+    need("unshare")
+    names = [f"--{name}" for name in ("mount", *NAMESPACES)]
+    words: list[str | Path] = ["unshare", *names, "--fork", f"--root={root}"]
+    words += ["--mount-proc", STAMP]
+    without_group(targets, backend, stamp_image, "unshare", words, [("launch at the limit", 1.0)])
 
 
 def test_against_runc(
-    ratios: Table, backend: ContainerBackend, image: Image, root: Path, tmp_path: Path
+    targets: Table, backend: ContainerBackend, stamp_image: Image, root: Path, tmp_path: Path
 ) -> None:
-    """The same limits in a control group joined the same way; target: 0.5 of `runc run`."""
+    """container ÷ runc run; the same limits in a control group joined the same way."""
     need("runc")
 
     def peer() -> float:
         name = backend.context.instance(next(NUMBERS))
         bundle = runc_bundle(root, f"/hvct/{backend.context.tag}/{name}")
         (tmp_path / "config.json").write_text(json.dumps(bundle))
-        return theirs("runc", "--root", tmp_path / "state", "run", "--bundle", tmp_path, name)
+        return run_stamp("runc", "--root", tmp_path / "state", "run", "--bundle", tmp_path, name)
 
-    ratios.compare(
-        "container, cgroup limits: request to first instruction ÷ runc",
-        0.5,
-        lambda: ours(backend, image, accounting=True),
-        peer,
-    )
-    # runc makes the parent in hierarchies that we do not use, and leaves it there.
-    for left in Path("/sys/fs/cgroup").glob(f"*/hvct/{backend.context.tag}"):
-        with contextlib.suppress(OSError):
-            left.rmdir()
+    try:
+        targets.compare(
+            "container, cgroup limits: request to first instruction ÷ runc",
+            Bound(0.5),
+            lambda: to_first(backend, stamp_image, accounting=True),
+            peer,
+        )
+    finally:
+        # runc makes the parent in hierarchies that we do not use, and leaves it there.
+        for left in Path("/sys/fs/cgroup").glob(f"*/hvct/{backend.context.tag}"):
+            with contextlib.suppress(OSError):
+                left.rmdir()
 
 
 def runc_bundle(root: Path, cgroup: str) -> dict[str, Any]:
@@ -187,29 +149,81 @@ def runc_bundle(root: Path, cgroup: str) -> dict[str, Any]:
 RUNC_NAMESPACES = ("pid", "mount", "network", "ipc", "uts", "cgroup")
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["with a first process", "plan alone"])
 @pytest.mark.parametrize("accounting", [False, True], ids=["no cgroup", "cgroup"])
 def test_against_the_floor(
-    ratios: Table, backend: ContainerBackend, image: Image, accounting: bool
+    targets: Table, backend: ContainerBackend, stamp_image: Image, accounting: bool, first: bool
 ) -> None:
-    """A C program that makes the plan's calls in the plan's order; target: 1.3 of it."""
-    from tests.perf.floor import floor
-
-    name = backend.context.instance(next(NUMBERS))
-    spec = InstanceSpec(name, image, (STAMP,), limits=LIMITS, accounting=accounting, cpu_set=(0,))
-    with floor(backend, backend.context, image, spec, STAMP) as alone:
-        ratios.compare(
-            f"container, {'' if accounting else 'no '}cgroup ÷ the same calls in C",
-            1.3,
-            lambda: ours(backend, image, accounting=accounting),
-            lambda: alone.start(backend.context.instance(next(NUMBERS))),
+    """container ÷ the same calls in C; request to started, in the plan's order."""
+    spec = make_spec(backend, stamp_image, (STAMP,), accounting=accounting)
+    what = "the same calls in C" if first else "the plan's calls alone, with no first process"
+    with floor(backend, backend.context, stamp_image, spec, STAMP, first=first) as alone:
+        targets.compare(
+            f"container, {'' if accounting else 'no '}cgroup: request to started ÷ {what}",
+            Bound(1.3),
+            lambda: started(
+                backend, make_spec(backend, stamp_image, (STAMP,), accounting=accounting)
+            ),
+            lambda: alone.start(backend.context.instance(next(NUMBERS)))[0],
         )
 
 
-def test_accounting(ratios: Table, backend: ContainerBackend, image: Image) -> None:
-    """Control group and limits, on or off; on v1 joining after an idle spell costs milliseconds."""
-    ratios.compare(
-        f"container, accounting on ÷ off (cgroup v{cgroup_version()})",
-        1.03,
-        lambda: ours(backend, image, accounting=True),
-        lambda: ours(backend, image, accounting=False),
+def test_network(targets: Table, backend: ContainerBackend, stamp_image: Image) -> None:
+    """container with veth, address, route − without; request to started, both in a cgroup."""
+    targets.compare(
+        "container with veth, address and route − without: request to started",
+        Bound(0.0015),
+        lambda: started(backend, make_spec(backend, stamp_image, bridged=True)),
+        lambda: started(backend, make_spec(backend, stamp_image)),
+        gap_s=0.05,
+        kind=Kind.DIFFERENCE,
     )
+
+
+def test_accounting(targets: Table, backend: ContainerBackend, stamp_image: Image) -> None:
+    """Accounting on ÷ off; request to started, with and without the time that joining takes."""
+    joined: list[float] = []
+
+    def with_group() -> float:
+        with ended(backend, make_spec(backend, stamp_image)) as instance:
+            steps = instance.describe()["steps_us"]
+            assert isinstance(steps, dict)
+            joined.append(sum(us for name, us in steps.items() if " join" in name) / 1e6)
+            return between(instance.timeline, Event.REQUESTED, Event.STARTED)
+
+    ours, theirs = interleaved(
+        with_group,
+        lambda: started(backend, make_spec(backend, stamp_image, accounting=False)),
+        n=24,
+        gap_s=0.02,
+    )
+    what = f"accounting on ÷ off (cgroup v{cgroup_version()})"
+    note = "a group is made, limited and joined"
+    name = f"container, {what}: request to started"
+    targets.add(Line(name, equivalent(theirs), ours, theirs, note=note))
+    apart = [all_ - join for all_, join in zip(ours, joined[1:], strict=True)]
+    note = "made and limited; the time of the join steps taken out"
+    targets.add(Line(f"{name}, less joining", equivalent(theirs), apart, theirs, note=note))
+
+
+def test_counters(targets: Table, backend: ContainerBackend, stamp_image: Image) -> None:
+    """Accounting on ÷ off; exec to exit of a busy workload, its counters read as a trial does."""
+
+    def busy(accounting: bool) -> float:
+        with backend.launch(
+            make_spec(backend, stamp_image, BUSY, accounting=accounting)
+        ) as instance:
+            assert instance.wait(Event.STARTED, time.monotonic_ns() + LIMIT_NS)
+            for read in (instance.cpu, instance.memory, instance.process_memory):
+                read()  # None without accounting
+            assert instance.wait(Event.EXITED, time.monotonic_ns() + LIMIT_NS)
+            instance.cpu()
+            return between(instance.timeline, Event.STARTED, Event.EXITED)
+
+    ours, theirs = interleaved(lambda: busy(True), lambda: busy(False), n=24, gap_s=0.02)
+    name = f"container, accounting on ÷ off (cgroup v{cgroup_version()}): exec to exit of a loop"
+    note = "in a group, counters and PSS read once meanwhile"
+    targets.add(Line(name, equivalent(theirs), ours, theirs, note=note))
+
+
+BUSY = ("/bin/sh", "-c", "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); done")

@@ -1,45 +1,87 @@
-"""How long a report takes. Targets: a quick run 5 s; a million samples 60 s, within 2 GiB."""
+"""How long a report takes, how large it is, and what a very long run needs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import synthetic
-from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.stats import signed_rank
 from reports import report
+from reports.analysis import analyse
+from reports.data import read
+from tests.perf.table import Bound, Kind, Line, Table, Unit
 
 ROOT = Path(report.__file__).resolve().parent.parent
-
 FORMATS = ("html", "pdf", "json", "csv")
+A_TRIAL_EACH = len(synthetic.ARMS) * len(synthetic.WORKLOADS)
+
+CODE = f"""
+import resource, sys, time
+began = time.monotonic()
+from pathlib import Path
+from reports import report
+report.build([Path(sys.argv[1])], {FORMATS!r})
+print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
-def test_quick_report(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """From the stored trials to all files of a quick run (3 arms, 5 workloads, 10 blocks)."""
+def test_quick_report(timed: Callable[..., Any], targets: Table, tmp_path: Path) -> None:
+    """All files of a quick run (3 arms, 5 workloads, 10 blocks); from its stored trials."""
     folder = synthetic.write_run(tmp_path / "run")
-    benchmark.extra_info["target_s"] = 5.0
-    written = benchmark.pedantic(report.build, ([folder], FORMATS), rounds=1)
-    assert written["html"].stat().st_size < 5 << 20
-
-
-def test_report_of_a_million_samples(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """All files, in a process of its own whose largest resident set is measured."""
-    folder = synthetic.write_run(tmp_path / "run", blocks=3400)
-    code = (
-        "import resource, sys; from pathlib import Path; from reports import report\n"
-        f"report.build([Path(sys.argv[1])], {FORMATS!r})\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    written = timed(
+        "report of a quick run, all formats", 5.0, report.build, [folder], FORMATS, rounds=3
     )
+    size = float(written["html"].stat().st_size)
+    targets.add(Line("HTML of a quick run", Bound(5 << 20), [size], kind=Kind.VALUE, unit=Unit.MIB))
 
-    def build() -> int:
-        argv = [sys.executable, "-c", code, str(folder)]
-        return int(subprocess.run(argv, capture_output=True, check=True, cwd=ROOT).stdout)
 
-    most_kib = benchmark.pedantic(build, rounds=1)
+def in_its_own_process(folder: Path) -> tuple[float, float]:
+    """Seconds and largest resident set in bytes of a report in all formats, imports included."""
+    argv = [sys.executable, "-c", CODE, str(folder)]
+    said = subprocess.run(argv, capture_output=True, check=True, cwd=ROOT, text=True).stdout
+    seconds, most_kib = said.split()
+    return float(seconds), int(most_kib) * 1024.0
+
+
+def test_report_of_a_hundred_thousand_trials(targets: Table, tmp_path: Path) -> None:
+    """A report of 100,000 trials; all formats."""
+    blocks = -(-100_000 // A_TRIAL_EACH)
+    folder = synthetic.write_run(tmp_path / "run", blocks=blocks)
+    with (folder / "trials.jsonl").open("rb") as lines:
+        assert sum(1 for _ in lines) >= 100_000
+    seconds, most_bytes = in_its_own_process(folder)
+    name = "report of 100,000 trials, all formats"
+    note = f"largest resident set {most_bytes / 2**20:.0f} MiB"
+    targets.add(Line(name, Bound(30.0), [seconds], kind=Kind.VALUE, unit=Unit.S, note=note))
+
+
+def test_report_of_a_million_samples(targets: Table, tmp_path: Path) -> None:
+    """A report of 1,000,000 samples; all formats, in a process of its own."""
+    folder = synthetic.write_run(tmp_path / "run", blocks=3400)
+    seconds, most_bytes = in_its_own_process(folder)
     with (folder / "samples.csv").open("rb") as lines:
         assert sum(1 for _ in lines) > 1_000_000
-    benchmark.extra_info["target_s"] = 60.0
-    benchmark.extra_info["rss_mib"] = most_kib / 1024
-    assert most_kib < 2 << 20
+    name = "report of 1,000,000 samples, all formats"
+    targets.add(Line(name, Bound(60.0), [seconds], kind=Kind.VALUE, unit=Unit.S))
+    name += ": largest resident set"
+    targets.add(Line(name, Bound(2 << 30), [most_bytes], kind=Kind.VALUE, unit=Unit.MIB))
+
+
+def test_analysis(timed: Callable[..., Any], tmp_path: Path) -> None:
+    """All figures and verdicts of 50 blocks; from trials read, no null distribution known."""
+    run = read(synthetic.write_run(tmp_path / "run", blocks=50, workloads=["minimal"]))
+    compared = len(analyse(run).comparisons)
+    assert compared >= 20
+    timed(
+        f"analysis of 50 blocks, {compared} comparisons",
+        2.0,
+        analyse,
+        run,
+        setup=signed_rank._tail_counts.cache_clear,
+        rounds=5,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.model import Better, Scale
 from bench.stats import signed_rank
@@ -46,11 +48,14 @@ def family(metrics: int, blocks: int, step: float) -> list[PairedSeries]:
     ids=["20 x 50", "20 x 50, tied", "1 x 6667"],
 )
 def test_judging(
-    benchmark: BenchmarkFixture, metrics: int, blocks: int, step: float, target_s: float
+    timed: Callable[..., Any], metrics: int, blocks: int, step: float, target_s: float
 ) -> None:
-    """From paired values to verdicts, with no null distribution known beforehand."""
-    pairs = family(metrics, blocks, step)
-    benchmark.extra_info["target_s"] = target_s
-    benchmark.pedantic(
-        compare_family, (pairs,), setup=signed_rank._tail_counts.cache_clear, rounds=5
+    """From paired values to verdicts; with no null distribution known beforehand."""
+    timed(
+        f"verdicts of {metrics} metrics, {blocks} blocks{', many ties' if step else ''}",
+        target_s,
+        compare_family,
+        family(metrics, blocks, step),
+        setup=signed_rank._tail_counts.cache_clear,
+        rounds=6,
     )
