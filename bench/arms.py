@@ -44,6 +44,7 @@ ARMS: dict[str, Arm] = {
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("container:slot", "container", "native namespace container, born in a control group that waits for it", {"slot": True}),
+        Arm("container:pooled", "container", "native namespace container, in a network namespace that waits for it", {"pooled": True}),
         Arm("container:rootless", "container", "namespace container of a user without root, reduced", {"rootless": True}),
         Arm("process", "process", "bare process: same root file system and cgroup, no other namespaces"),
         Arm("qemu", "qemu", "virtual machine by QEMU alone, without libvirt", peer=True),

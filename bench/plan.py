@@ -105,6 +105,8 @@ class Plan:
                 "; container:slot is born in a group that was made before the request, and on "
                 "cgroup v1 joined by a helper that clones it"
             )
+        if "container:pooled" in self.arms:
+            rules["join"] += "; container:pooled enters a network namespace made before the request"
         if "vm:direct" in self.arms:
             rules["page_cache"] += "; vm:direct reads its image past the host's cache"
         return rules

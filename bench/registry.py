@@ -28,6 +28,7 @@ def _qemu(context: RunContext, options: dict[str, Any]) -> Backend:
 
 def _container(context: RunContext, options: dict[str, Any]) -> Backend:
     from ct.backend import ContainerBackend
+    from ct.pooled import PooledBackend
     from ct.rootless import RootlessBackend
     from ct.slots import SlotBackend
 
@@ -35,6 +36,8 @@ def _container(context: RunContext, options: dict[str, Any]) -> Backend:
         return RootlessBackend(context, **options)
     if options.pop("slot", False):
         return SlotBackend(context, **options)
+    if options.pop("pooled", False):
+        return PooledBackend(context, **options)
     return ContainerBackend(context, **options)
 
 

@@ -6,7 +6,8 @@
  * (NUL-ended key=value strings, see bench/record.py), descriptors travel with them. A request
  * carries a list of steps, `do=NAME` followed by its `arg=`s, that are executed in order:
  *
- *   request=setup   the steps run in the launcher's own mount namespace (image mounts), and a
+ *   request=setup   the steps run in the launcher's own mount namespace (image mounts), or make
+ *                   a network namespace that goes out with the reply (keep_netns), and a
  *                   descriptor `program=INDEX` to run in every later launch may come along
  *   request=launch  clone3 with `flags`, the steps in the child, then the program
  *   request=park    fork a helper that runs the steps (it joins control groups) and then waits
@@ -20,7 +21,7 @@
  * system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
  * everything is killed and reaped, then CLEANUP is executed in the original mount namespace.
  *
- * Its 1090 lines are one file because it is one program of one thread, read from the steps at
+ * Its 1140 lines are one file because it is one program of one thread, read from the steps at
  * the top to the loop at the end; what could be decided elsewhere is decided in Python.
  */
 #define _GNU_SOURCE
@@ -111,6 +112,8 @@ struct outcome {
     uint64_t born_ns, exec_ns, step_ns[STEPS_MAX];
     int failed, error; /* index of the failed step, errno */
     int loop;          /* number of the loop device used, -1 */
+    int away;          /* the steps left the network namespace they began in */
+    int kept;          /* descriptor of a namespace for the harness, -1 */
 };
 enum { FAILED_NOTHING = -1, FAILED_EXEC = -2, FAILED_CLONE = -3, FAILED_MAPS = -4 };
 
@@ -137,7 +140,8 @@ static struct slot {
 static int slot_count;        /* those beyond were never used */
 static struct slot *own_slot; /* in a helper */
 
-static int sock = -1, children = -1, host_route = -1, null_fd = -1, home_ns = -1, program_fd = -1;
+static int sock = -1, children = -1, host_route = -1, null_fd = -1, program_fd = -1;
+static int home_ns = -1, home_net = -1; /* where we began: mounts and network */
 static struct outcome *outcome;
 static char record[RECORD_MAX], reply[1 << 16];
 static size_t reply_size;
@@ -224,7 +228,25 @@ static int do_join(const struct step *step) {
     return write(fd, "0", 1) == 1 ? 0 : -1;
 }
 
-static int do_unshare(const struct step *step) { return unshare((int)number(step->arg[0])); }
+static int do_unshare(const struct step *step) {
+    int flags = (int)number(step->arg[0]), result = unshare(flags);
+    if (result == 0 && flags & CLONE_NEWNET)
+        outcome->away = 1;
+    return result;
+}
+
+/* enter INDEX FLAGS: the namespace that was passed at INDEX, of the kind FLAGS. */
+static int do_enter(const struct step *step) {
+    int fd = passed(step->arg[0]);
+    return fd < 0 ? -1 : setns(fd, (int)number(step->arg[1]));
+}
+
+/* The network namespace we are in, to be handed over with the reply. */
+static int do_keep_netns(const struct step *step) {
+    (void)step;
+    outcome->kept = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+    return outcome->kept < 0 ? -1 : 0;
+}
 
 static int do_affinity(const struct step *step) {
     cpu_set_t set;
@@ -478,6 +500,8 @@ static int do_seccomp(const struct step *step) {
 static const struct operation operations[] = {
     {"join", 1, do_join},
     {"unshare", 1, do_unshare},
+    {"enter", 2, do_enter},
+    {"keep_netns", 0, do_keep_netns},
     {"affinity", 1, do_affinity},
     {"mount", 5, do_mount},
     {"loop_mount", 5, do_loop_mount},
@@ -951,13 +975,17 @@ static void setup(void) {
     }
     if (!request.bad)
         run_steps();
+    if (outcome->away && setns(home_net, CLONE_NEWNET) < 0)
+        _exit(1); /* all that follows would be made in the wrong place */
     begin(request.bad ? "bad" : outcome->failed == FAILED_NOTHING ? "done" : "failed");
     put("id", "%s", request.id);
     put("message", "%s", request.bad ? request.bad : "");
     put("loop", "%d", outcome->loop);
     if (outcome->failed != FAILED_NOTHING)
         put_failure();
-    send_reply(-1);
+    send_reply(outcome->failed == FAILED_NOTHING ? outcome->kept : -1);
+    if (outcome->kept >= 0)
+        close(outcome->kept);
 }
 
 /* ---- ending -------------------------------------------------------------------------- */
@@ -1033,6 +1061,8 @@ static void start(void) {
     null_fd = fcntl(null_fd, F_DUPFD_CLOEXEC, FIRST_FREE);
     home_ns = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
     home_ns = fcntl(home_ns, F_DUPFD_CLOEXEC, FIRST_FREE);
+    home_net = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    home_net = fcntl(home_net, F_DUPFD_CLOEXEC, FIRST_FREE);
     sock = occupied;
     /* Numbers 3 to 15 stay taken, so that no descriptor passed to us ever has one of them. */
     for (int fd = CHANNEL_FD; fd < FIRST_FREE; fd++)
@@ -1042,7 +1072,8 @@ static void start(void) {
         mmap(NULL, sizeof *outcome, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     slots = mmap(NULL, SLOTS_MAX * sizeof *slots, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (sock < 0 || null_fd < 0 || home_ns < 0 || outcome == MAP_FAILED || slots == MAP_FAILED)
+    if (sock < 0 || null_fd < 0 || home_ns < 0 || home_net < 0 || outcome == MAP_FAILED ||
+        slots == MAP_FAILED)
         return;
     umask(0); /* modes in steps mean what they say */
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -1080,7 +1111,8 @@ int main(int argc, char **argv) {
             continue;
         memset(&request, 0, sizeof request);
         outcome->failed = FAILED_NOTHING;
-        outcome->loop = -1;
+        outcome->loop = outcome->kept = -1;
+        outcome->away = 0;
         uint64_t accepted_ns;
         ssize_t size = receive(&accepted_ns);
         if (size < 0)

@@ -51,6 +51,11 @@ def enter(descriptor_index: int, flags: int) -> Step:
     return Step("enter", (str(descriptor_index), str(flags)))
 
 
+def keep_netns() -> Step:
+    """Hand the present network namespace over with the reply."""
+    return Step("keep_netns")
+
+
 def affinity(cpus: Iterable[int]) -> Step:
     """Run on these CPUs only (where there is no control group to say so)."""
     return Step("affinity", (",".join(map(str, cpus)),))

@@ -129,6 +129,8 @@ class Wire:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._exited: dict[str, Exited] = {}
+        self._expected: set[str] = set()
+        self._early: dict[str, tuple[dict[str, str], list[int]]] = {}
         self._dead = False
 
     def launch(self, request: LaunchRequest) -> None:
@@ -209,6 +211,9 @@ class Wire:
 
     def answer(self, id: str) -> tuple[dict[str, str], list[int]]:
         """The reply to the request of this id; exits that arrive meanwhile are kept."""
+        if id in self._early:
+            self._expected.discard(id)
+            return self._early.pop(id)
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -217,6 +222,7 @@ class Wire:
                 raise self._gone()
             answer, descriptors = self._receive()
             if answer["reply"] != "exited" and answer.get("id", "") == id:
+                self._expected.discard(id)
                 return answer, descriptors
             self._note(answer, descriptors)
 
@@ -233,7 +239,11 @@ class Wire:
         return answer, descriptors
 
     def _note(self, answer: dict[str, str], descriptors: list[int]) -> None:
-        """Keep an exit. Anything else answers a request that an interrupt made us leave."""
+        """Keep an exit, and what is expected later. Else an interrupt made us leave the request."""
+        id = answer.get("id", "")
+        if id in self._expected and answer["reply"] != "exited":
+            self._early[id] = (answer, descriptors)
+            return
         for descriptor in descriptors:
             with contextlib.suppress(OSError):  # it has ended, or is no process
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)

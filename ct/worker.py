@@ -104,6 +104,10 @@ class Worker(Wire):
             self._process.wait()
         self._socket.close()
         self._dead = True
+        for _, descriptors in self._early.values():
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._early.clear()
         for folder in (self.directory / "scratch", *self.directory.glob("image-*")):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -143,11 +147,32 @@ class Worker(Wire):
         """
         return int(self._setup([], [], steps)["loop"])
 
+    def ask_namespace(self, steps: Sequence[Step]) -> str:
+        """Have steps make a namespace and keep it; returns at once, `namespace` has it."""
+        id = self._next_id()
+        self.send([("request", "setup"), ("id", id)], [], steps)
+        self._expected.add(id)
+        return id
+
+    def namespace(self, id: str, steps: Sequence[Step]) -> int:
+        """The descriptor of what `ask_namespace` asked for; the caller closes it.
+
+        Raises:
+            StepFailed: it could not be made.
+            LaunchFailed: the launcher is gone.
+        """
+        answer, descriptors = self.answer(id)
+        raise_failure(answer, steps)
+        return descriptors[0]
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"setup {self._count}"
+
     def _setup(
         self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
     ) -> dict[str, str]:
-        self._count += 1
-        id = f"setup {self._count}"
+        id = self._next_id()
         self.send([("request", "setup"), ("id", id), *pairs], descriptors, steps)
         answer, _ = self.answer(id)
         raise_failure(answer, steps)

@@ -152,3 +152,13 @@ def test_a_server_without_network_cannot_be_reached() -> None:
                 )
             ]
         )  # fmt: skip
+
+
+def test_what_an_arm_has_ready_beforehand_is_a_rule_of_the_plan() -> None:
+    """The rules in force say what an arm does not pay for at launch, and only where it is in."""
+    workload = Workload("w", "a title", "busybox", argv=("true",))
+    plain = plan.quick([workload], arms=["container", "process"]).fairness()
+    assert "slot" not in plain["join"] and "pooled" not in plain["join"]
+    rules = plan.quick([workload], arms=["container:slot", "container", "container:pooled"])
+    assert "container:slot is born in a group that was made before" in rules.fairness()["join"]
+    assert "container:pooled enters a network namespace" in rules.fairness()["join"]
