@@ -95,7 +95,7 @@ def test_cheap_receipt_matches_the_spec(receipt: Callable[..., Receipt]) -> None
             {"no_new_privs", "cap_effective", "cap_permitted", "cap_bounding"},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_each_change_shows(
     receipt: Callable[..., Receipt], change: dict[str, Any], fields: set[str]
