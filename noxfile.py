@@ -17,14 +17,16 @@ import nox
 
 nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = False
-# Between them, `wheel` and `host` run each test once. `host` comes last, so that the last thing
-# printed is pytest's own summary.
-nox.options.sessions = ["lint", "wheel", "host"]
+# Between them, `wheel`, `beside` and `host` run each test once. A test session comes last, so that
+# the last thing printed is pytest's own summary.
+nox.options.sessions = ["lint", "wheel", "beside", "host"]
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("bench", "ct", "hv", "reports")
 SOURCES = (*PACKAGES, "tests", "noxfile.py")
 ON_THE_HOST = "root or vm or chroot or checkout"
+# Those of them that neither measure nor disturb what others measure.
+BESIDE = ("agent", "docker_oracle", "faults_input", "image", "packaging", "rights", "security")
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -76,10 +78,34 @@ def tests(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pytest", *session.posargs)
 
 
+def beside_each_other() -> list[str]:
+    """The files of `BESIDE`."""
+    return sorted(
+        str(path) for name in BESIDE for path in (ROOT / "tests").glob(f"test_{name}*.py")
+    )
+
+
+@nox.session
+def beside(session: nox.Session) -> None:
+    """Tests that change the host and measure nothing, two at a time."""
+    session.run(
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
+        "-m", ON_THE_HOST, *beside_each_other(), *session.posargs,
+        success_codes=[0, 5] if session.posargs else [0],  # 5: -k left none
+    )  # fmt: skip
+
+
 @nox.session
 def host(session: nox.Session) -> None:
-    """The tests that change the host or boot machines, and those that look at the checkout."""
-    session.run(sys.executable, "-m", "pytest", "-m", ON_THE_HOST, *session.posargs)
+    """The other tests that change the host or boot machines, and those that look at the checkout.
+
+    One at a time: they measure, or ask whether anything is left on the host.
+    """
+    others = [f"--ignore={path}" for path in beside_each_other()]
+    session.run(
+        sys.executable, "-m", "pytest", "-m", ON_THE_HOST, *others, *session.posargs,
+        success_codes=[0, 5] if session.posargs else [0],
+    )  # fmt: skip
 
 
 @nox.session
