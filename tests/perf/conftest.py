@@ -106,13 +106,13 @@ def _reason(call: pytest.CallInfo[None]) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table, and write it into the page where one is named."""
     table = terminalreporter.config.stash.get(_TABLE, Table())
-    if not table.lines:
+    if not table.lines and not table.parts:
         return
     if page := os.environ.get(PAGE_VARIABLE):
         write_page(Path(page), table, time.monotonic() - _BEGAN)
     terminalreporter.section("targets (pseudomedian and its 95 % interval; of pairs: interleaved)")
     rows = [line.cells() for line in table.lines]
-    width = max(len(row[0]) for row in rows)
+    width = max((len(row[0]) for row in rows), default=0)
     for name, target, measured, verdict, about in rows:
         terminalreporter.write_line(
             f"{verdict:12}  {name:{width}}  target {target or '–':16} {measured or '–':28} {about}"

@@ -81,6 +81,21 @@ def started(backend: Backend, spec: InstanceSpec) -> float:
     return found
 
 
+def started_apart_from_joining(backend: Backend, spec: InstanceSpec) -> float:
+    """The same without the steps that join a control group, which wait for the kernel on v1."""
+    with ended(backend, spec) as instance:
+        found = between(instance.timeline, Event.REQUESTED, Event.STARTED) - joining_s(instance)
+    instance.wait_network_released(time.monotonic_ns() + LIMIT_NS)
+    return found
+
+
+def joining_s(instance: LauncherInstance) -> float:
+    """How long the steps took that join its control group."""
+    steps = instance.describe()["steps_us"]
+    assert isinstance(steps, dict)
+    return float(sum(us for name, us in steps.items() if name.split()[1] == "join")) / 1e6
+
+
 def first_instruction(backend: Backend, spec: InstanceSpec) -> float:
     """Seconds from the request to the first instruction of `STAMP`."""
     began = time.monotonic_ns()

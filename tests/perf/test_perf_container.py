@@ -27,10 +27,12 @@ from tests.perf.launches import (
     between,
     ended,
     first_instruction,
+    joining_s,
     make_spec,
     need,
     run_stamp,
     started,
+    started_apart_from_joining,
 )
 from tests.perf.table import Bound, Kind, Line, Table, equivalent, interleaved
 
@@ -150,21 +152,33 @@ RUNC_NAMESPACES = ("pid", "mount", "network", "ipc", "uts", "cgroup")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["with a first process", "plan alone"])
-@pytest.mark.parametrize("accounting", [False, True], ids=["no cgroup", "cgroup"])
+@pytest.mark.parametrize(
+    ("accounting", "gap_s"),
+    [(False, 0.02), (True, 0.0), (True, 0.05)],
+    ids=["no cgroup", "cgroup", "cgroup after an idle spell"],
+)
 def test_against_the_floor(
-    targets: Table, backend: ContainerBackend, stamp_image: Image, accounting: bool, first: bool
+    targets: Table,
+    backend: ContainerBackend,
+    stamp_image: Image,
+    accounting: bool,
+    gap_s: float,
+    first: bool,
 ) -> None:
     """container ÷ the same calls in C; request to started, in the plan's order."""
     spec = make_spec(backend, stamp_image, (STAMP,), accounting=accounting)
-    what = "the same calls in C" if first else "the plan's calls alone, with no first process"
+    what = "the same calls in C" if first else "the plan's calls alone in C"
+    group = f"cgroup, {gap_s * 1e3:.0f} ms apart" if accounting else "no cgroup"
     with floor(backend, backend.context, stamp_image, spec, STAMP, first=first) as alone:
         targets.compare(
-            f"container, {'' if accounting else 'no '}cgroup: request to started ÷ {what}",
+            f"container, {group}: request to started ÷ {what}",
             Bound(1.3),
             lambda: started(
                 backend, make_spec(backend, stamp_image, (STAMP,), accounting=accounting)
             ),
             lambda: alone.start(backend.context.instance(next(NUMBERS)))[0],
+            n=40,
+            gap_s=gap_s,
         )
 
 
@@ -173,10 +187,11 @@ def test_network(targets: Table, backend: ContainerBackend, stamp_image: Image) 
     targets.compare(
         "container with veth, address and route − without: request to started",
         Bound(0.0015),
-        lambda: started(backend, make_spec(backend, stamp_image, bridged=True)),
-        lambda: started(backend, make_spec(backend, stamp_image)),
-        gap_s=0.05,
+        lambda: started_apart_from_joining(backend, make_spec(backend, stamp_image, bridged=True)),
+        lambda: started_apart_from_joining(backend, make_spec(backend, stamp_image)),
+        n=40,
         kind=Kind.DIFFERENCE,
+        note="both in a group, less the steps that join it",
     )
 
 
@@ -186,9 +201,7 @@ def test_accounting(targets: Table, backend: ContainerBackend, stamp_image: Imag
 
     def with_group() -> float:
         with ended(backend, make_spec(backend, stamp_image)) as instance:
-            steps = instance.describe()["steps_us"]
-            assert isinstance(steps, dict)
-            joined.append(sum(us for name, us in steps.items() if " join" in name) / 1e6)
+            joined.append(joining_s(instance))
             return between(instance.timeline, Event.REQUESTED, Event.STARTED)
 
     ours, theirs = interleaved(
