@@ -36,8 +36,9 @@ def test_a_check_runs_as_the_workload(agents: Any, tmp_path: Path) -> None:
     """Environment, folder, umask and limits are the workload's; its stdin is empty."""
     say = "echo $MARK; pwd; umask; ulimit -n; cat"
     fields = {"env": (PATH, ("MARK", "x y")), "workdir": str(tmp_path)}
-    session = running(agents, "sh", "-c", f"{say}; exec sleep 1000", **fields)
-    told = session.execute(["sh", "-c", say], 30).said
+    session = running(agents, "sh", "-c", f"{say}; touch said; exec sleep 1000", **fields)
+    patient = "while ! [ -e said ]; do sleep 0.01; done"
+    told = session.execute(["sh", "-c", f"{patient}; {say}"], 30).said
     session.stop(9)
     assert told == session.stdout.decode() != ""
 

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from bench.agent.confinement import CAPABILITY_MASK
 from bench.agent.seccomp import NAMESPACE_FLAGS, seccomp_program
@@ -84,12 +85,21 @@ def test_what_an_arm_cannot_do_is_refused(context: RunContext, busybox: Image) -
 
 
 def test_link_message_says_one_thing(busybox: Image) -> None:
-    """One RTM_NEWLINK, whose length is its header's, with both names and the MAC in it."""
+    """One RTM_NEWLINK, which pyroute2 reads as a pair: up in the bridge, down in the namespace."""
     message = network.link_message(ADDRESS)
     length, kind = struct.unpack_from("<IH", message)
     assert (length, kind) == (len(message), 16)
     for part in (b"t-7\0", b"eth0\0", b"veth", bytes.fromhex("020000000007")):
         assert part in message
+    read = ifinfmsg(message)
+    read.decode()
+    assert read.get_attr("IFLA_IFNAME") == "t-7" and read.get_attr("IFLA_MASTER") == 1
+    pair = read.get_attr("IFLA_LINKINFO")
+    assert pair.get_attr("IFLA_INFO_KIND") == "veth"
+    peer = pair.get_attr("IFLA_INFO_DATA").get_attr("VETH_INFO_PEER")
+    assert (peer["flags"], peer.get_attr("IFLA_IFNAME")) == (0, "eth0")
+    assert peer.get_attr("IFLA_ADDRESS") == ADDRESS.mac
+    assert peer.get_attr("IFLA_NET_NS_FD") == network.NETNS_FD
     inside = network.interface_steps(spec_of(busybox, network=NetworkMode.BRIDGE, address=ADDRESS))
     assert [step.arguments for step in inside] == [
         ("lo",),

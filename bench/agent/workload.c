@@ -124,7 +124,10 @@ static int start(void) {
         return fail("fork", "");
     if (open_stdio(&stdio))
         return -1;
-    if ((work.pid = agent.virtual_machine ? guest_fork() : fork()) == 0)
+    /* vfork: no page table is copied and none of our pages is touched twice, a tenth of a
+     * millisecond. The child writes nothing of ours but `failure` and what is shared, and we have
+     * nothing to do until its exec. A guest's is born in a control group. */
+    if ((work.pid = agent.virtual_machine ? guest_fork() : vfork()) == 0)
         child(&work.run, stdio, work.shared);
     if (work.pid < 0)
         return fail("fork", "");

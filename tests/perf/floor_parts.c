@@ -4,7 +4,8 @@
  *
  * Prints `part nanoseconds` lines. LOWER is a directory for overlay, STAMP a static program that
  * prints CLOCK_MONOTONIC, each CGROUP DIRECTORY one to make, join and remove. Children share our
- * memory (CLONE_VM | CLONE_VFORK), as the launcher's do, and stamp into it.
+ * memory (CLONE_VM | CLONE_VFORK), as the launcher's do, and stamp into it. Before each there is an
+ * idle spell: a start is seldom asked for while caches are warm.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -107,8 +108,9 @@ static int executes(void *unused) {
     _exit(9);
 }
 
-static void child(int (*run)(void *), int flags) {
+static void child(int (*run)(void *), int flags, unsigned idle_us) {
     int status;
+    usleep(idle_us);
     pid_t pid = clone(run, stack + sizeof stack, flags | CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
     TRY(pid);
     TRY(waitpid(pid, &status, 0));
@@ -116,7 +118,7 @@ static void child(int (*run)(void *), int flags) {
         _exit(9);
 }
 
-static void namespaces(void) {
+static void namespaces(unsigned idle_us) {
     static const struct {
         const char *name;
         int flags;
@@ -129,8 +131,9 @@ static void namespaces(void) {
                  {"clone3+cgroup", CLONE_NEWCGROUP},
                  {"clone3+six", SIX}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        usleep(idle_us);
         int64_t before = now();
-        child(born, kinds[i].flags);
+        child(born, kinds[i].flags, 0);
         say(kinds[i].name, before, stamps[0]);
     }
 }
@@ -149,8 +152,8 @@ static void control_groups(char **directories, unsigned idle_us, const char *joi
     if (idle_us)
         usleep(idle_us);
     else
-        child(joins, 0); /* pays for the idle spell before */
-    child(joins, 0);
+        child(joins, 0, 0); /* pays for the idle spell before */
+    child(joins, 0, 0);
     say(join, stamps[0], stamps[1]);
     before = now();
     for (int i = 0; i < group_count; i++)
@@ -171,13 +174,13 @@ int main(int argc, char **argv) {
     TRY(pipe2(output, O_CLOEXEC));
     for (int round = 0; round < rounds; round++) {
         char text[64] = {0};
-        namespaces();
-        child(builds, SIX);
+        namespaces(idle_us);
+        child(builds, SIX, idle_us);
         say("overlay", stamps[0], stamps[1]);
         say("pivot", stamps[1], stamps[2]);
         say("proc", stamps[2], stamps[3]);
         say("lo-up", stamps[3], stamps[4]);
-        child(executes, 0);
+        child(executes, 0, idle_us);
         TRY(read(output[0], text, sizeof text - 1));
         say("exec", stamps[0], atoll(text));
         if (argc > 5) {
