@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import host, store
 from bench.errors import BadInput, HostCannot, oserror
@@ -23,9 +23,11 @@ from bench.model import Better, Outcome, Scale, Workload
 from bench.plan import Plan, check, new_seed
 from bench.registration import digest
 from bench.schedule import AGAINST_ITSELF, TWIN, against_itself
-from bench.stats.noise import Noise, Place, analyse
-from bench.stats.pairs import Pair, PairedSeries
 from bench.version import VERSION
+
+if TYPE_CHECKING:
+    from bench.stats.noise import Noise, Place
+    from bench.stats.pairs import PairedSeries
 
 FORMAT = 1
 """Of the stored file; 1: first version."""
@@ -67,6 +69,8 @@ def noise(stored: store.StoredRun) -> list[Noise]:
     Raises:
         BadInput: the run is no calibration.
     """
+    from bench.stats.noise import analyse  # numpy, which a run that measures need not hold
+
     plan = stored.run["plan"]
     if plan.get("experiment") != AGAINST_ITSELF:
         raise BadInput(f"{stored.directory} is no calibration", "make one with: hvct calibrate")
@@ -86,6 +90,8 @@ def _places(
     plan: Mapping[str, Any], names: Sequence[str]
 ) -> dict[tuple[str, str], dict[int, Place]]:
     """(workload, arm) → block → where its two trials stood."""
+    from bench.stats.noise import Place
+
     slots = against_itself(plan["arms"], names, int(plan["blocks"]), int(plan["seed"]))
     at: dict[tuple[int, str, str], tuple[int, str]] = {}
     before = ""
@@ -103,6 +109,8 @@ def _places(
 
 
 def _series(stored: store.StoredRun, workload: str, arm: str) -> Iterator[PairedSeries]:
+    from bench.stats.pairs import Pair, PairedSeries
+
     outcomes: dict[tuple[str, int], str] = {}
     values: dict[str, dict[tuple[str, int], float]] = {}
     for trial in stored.trials:

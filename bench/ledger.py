@@ -17,29 +17,20 @@ listed, and takes no part: the kernel counts it as available.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.arms import ARMS
 from bench.errors import BadInput
 from bench.metrics import METRICS
 from bench.model import Accelerator, Outcome
 from bench.stats.slope import Estimate, bend, least_squares, mean
-from bench.steps import Step, passes, read_steps
-
-EXPERIMENT = "costs"
-"""The experiment of a plan whose first workload is held, and whose second is work."""
+from bench.steps import PAGE_BYTES, Step, passes, read_steps
 
 MODEL_FILE = "cost-model.json"
 MODEL_FORMAT = 1
 """Of cost-model.json; 1: first version."""
-
-PAGE_BYTES = float(os.sysconf("SC_PAGE_SIZE"))
-"""The smallest difference that the kernel's counters show."""
-
 
 RESOLUTION_BYTES = 64 << 10
 """Unexplained bytes per instance below this say nothing.
@@ -306,8 +297,3 @@ def _slopes(own: Sequence[Step], value: Any) -> float:
 
 def _bend(own: Sequence[Step]) -> float | None:
     return bend([step.instances for step in own], [_named(step) for step in own])
-
-
-def is_guest(arm: str) -> bool:
-    """Whether an arm's instances are virtual machines."""
-    return ARMS[arm].guest

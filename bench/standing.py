@@ -22,12 +22,11 @@ from bench.campaign import Campaign
 from bench.cgroupfs import read_text
 from bench.disturbances import run_time_s
 from bench.errors import HostCannot, HvctError
-from bench.ledger import PAGE_BYTES, is_guest
 from bench.model import NetworkMode, Workload
 from bench.network import HOSTS
 from bench.pagecache import resident_pages
 from bench.startup import await_ready
-from bench.steps import Step
+from bench.steps import PAGE_BYTES, Step, is_guest
 
 SETTLE_S = 0.5  # after the last launch or release; the kernel gives memory back by and by
 LOOKS = 9  # at the host's memory, over the hold; their median counts

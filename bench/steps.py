@@ -13,10 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.arms import ARMS
 from bench.errors import BadInput, HostCannot, oserror
 
 STEPS_FILE = "steps.jsonl"
 FORMAT = 1
+
+EXPERIMENT = "costs"
+"""The experiment of a plan whose first workload is held, and whose second is work."""
+
+PAGE_BYTES = float(os.sysconf("SC_PAGE_SIZE"))
+"""The smallest difference that the kernel's counters show."""
+
+
+def is_guest(arm: str) -> bool:
+    """Whether an arm's instances are virtual machines."""
+    return ARMS[arm].guest
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, busybox: Image) -> Iterat
         pytest.skip("measuring needs root")
     directory = tmp_path_factory.mktemp("costs") / "a run"
     chosen = Plan("costs", ARMS, (TOUCHER, COUNTING), ROUNDS, 11, (), {},
-                  experiment=ledger.EXPERIMENT)  # fmt: skip
+                  experiment=step_file.EXPERIMENT)  # fmt: skip
     run = compare.describe_run(plan.check(chosen), directory, OPTIONS)
     each = {arm: {"steps": list(STEPS)} for arm in ARMS}
     run["costs"] = {"host": "here", "hold_s": 0.2, "arms": each}
@@ -117,7 +117,7 @@ def test_a_run_that_was_cut_short_goes_on_with_the_pass_it_lacks(measured: Path)
     trials.write_text("".join(line for line in lines if json.loads(line)["block"] < ROUNDS - 1))
     stored = store.load(measured)
     chosen = Plan("costs", ARMS, (TOUCHER, COUNTING), ROUNDS, 11, (), {},
-                  experiment=ledger.EXPERIMENT)  # fmt: skip
+                  experiment=step_file.EXPERIMENT)  # fmt: skip
     assert compare.measure(chosen, stored.run, store.RunStore(measured), OPTIONS) == 0
     after = steps.read_text().splitlines(keepends=True)
     assert after[: len(kept)] == kept

@@ -117,6 +117,19 @@ def test_help_imports_nothing_heavy(heavy: str) -> None:
     assert "usage" in done.stdout.lower()
 
 
+def test_measuring_holds_no_statistics() -> None:
+    """A run that measures holds neither numpy nor scipy: 30 MiB, which only judging needs."""
+    program = (
+        "import sys\nimport bench.commands.compare, bench.registry, ct.backend, hv.backend\n"
+        "held = {'numpy', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not held, held"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_schema_of_reports_is_published() -> None:
     """docs/report-schema.json is what `hvct report --schema` prints: others rely on it."""
     from reports import schema

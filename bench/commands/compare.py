@@ -37,13 +37,13 @@ from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
-from bench.ledger import EXPERIMENT
 from bench.metrics import table
 from bench.model import Outcome, Workload
 from bench.owner import handed_over
 from bench.plan import Plan
 from bench.schedule import Slot
 from bench.stats.planning import QUICK_BLOCKS, check_reachable
+from bench.steps import EXPERIMENT
 from bench.version import VERSION
 
 

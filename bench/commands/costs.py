@@ -19,11 +19,12 @@ from bench import steps as step_file
 from bench.commands import compare
 from bench.commands.rights import need_root
 from bench.errors import BadInput, HvctError
-from bench.ledger import EXPERIMENT, CostModel, is_guest
+from bench.ledger import CostModel
 from bench.model import Workload
 from bench.plan import Plan
 from bench.standing import SETTLE_S, launch_key
 from bench.stats.student import LEAST_RUNS
+from bench.steps import EXPERIMENT, is_guest
 
 ARMS = ("vm", "container")
 LAUNCH_GUESS_S = {True: 2.5, False: 0.05}  # of one more, before this host has launched any

@@ -20,11 +20,11 @@ from bench.commands.progress import RunProgress, told_to
 from bench.context import RunContext
 from bench.errors import BadInput, HostCannot
 from bench.image import store as image_store
-from bench.ledger import EXPERIMENT
 from bench.model import Capability, Finding, Image, NetworkMode
 from bench.pagecache import SharedCache
 from bench.plan import Plan
 from bench.standing import Standing
+from bench.steps import EXPERIMENT
 
 LEFT_OUT = "arm.left-out."
 """How the code of a finding about an arm that was asked for by ``all`` begins."""

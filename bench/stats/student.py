@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 LEAST_RUNS = 3
 """Fewer say nothing about the spread between runs."""
@@ -32,6 +31,8 @@ class Student:
             return 1.0
         if error == 0.0:
             return 0.0 if centre > shift else 1.0
+        from scipy import special  # 19 MiB, which a run that measures need not hold
+
         return float(special.stdtr(freedom, -(centre - shift) / error))
 
     def p_less(self, differences: Floats, shift: float = 0.0) -> float:
@@ -48,6 +49,8 @@ class Student:
         centre, error, freedom = _of(differences)
         if not math.isfinite(error):
             return -math.inf
+        from scipy import special
+
         return centre + float(special.stdtrit(freedom, level)) * error
 
     def upper_limit(self, differences: Floats, level: float) -> float:
