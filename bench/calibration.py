@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench import host, store
 from bench.errors import BadInput, HostCannot, oserror
 from bench.model import Better, Outcome, Scale, Workload
+from bench.output_metrics import of_trial
 from bench.plan import Plan, check, new_seed
 from bench.registration import digest
 from bench.schedule import AGAINST_ITSELF, TWIN, against_itself
@@ -117,8 +118,8 @@ def _series(stored: store.StoredRun, workload: str, arm: str) -> Iterator[Paired
         if trial["arm"] == arm and trial["workload"].removesuffix(TWIN) == workload:
             key = (str(trial["workload"]), int(trial["block"]))
             outcomes[key] = str(trial["outcome"])
-            for sample in trial["samples"]:
-                values.setdefault(sample["metric"], {})[key] = float(sample["value"])
+            for metric, value in of_trial(trial["samples"]).items():
+                values.setdefault(metric, {})[key] = value
     blocks = sorted({block for _, block in outcomes})
     missing = Outcome.FAILED.value
     for metric, about in stored.run["metrics"].items():

@@ -84,9 +84,11 @@ METRICS: dict[str, Metric] = {
         Metric("cpu_idle", "host CPU when idle", "CPU", Scale.DIFFERENCE, Better.LOWER, 0.01, "cpu",
                "host CPU time of the instance's cgroup per second of the hold after ready", 1e-3),
         Metric("disk_flushes", "flushes of the scratch disk", "flushes", Scale.DIFFERENCE, Better.LOWER, 1.0, "disk",
-               "requests to make written data durable that reached the backing file, from attaching the disk to the workload's end", 1.0),
+               "requests to make written data durable that reached the backing file, from attaching the disk to the workload's end"),
         Metric("disk_written", "written to the scratch disk", "bytes", Scale.DIFFERENCE, Better.LOWER, 65536.0, "disk",
                "bytes written to the backing file, metadata and journal with them, from attaching the disk to the workload's end", 4096.0),
+        Metric("network_round_trip", "round trip over the network", "s", Scale.RATIO, Better.LOWER, 0.10, "network",
+               "median of the exchanges of a request and its reply between host and server once it is ready, over one connection and the instance's own link", 1e-6),
         Metric("work_per_cpu_second", "work per host CPU second", "work/s", Scale.RATIO, Better.HIGHER, 0.05, "cpu",
                "fixed work of the workload ÷ cpu_window", 0.0),
     )
@@ -125,6 +127,7 @@ def table(workloads: tuple[Workload, ...]) -> dict[str, Metric]:
         for rule in workload.metrics:
             metrics[rule.name] = Metric(
                 rule.name, rule.name.replace("_", " "), rule.unit, rule.scale, rule.better,
-                0.05, "workload", f"read from the {rule.source} of {workload.name}",
+                0.05, "workload", f"read from the {rule.source} of {workload.name}"
+                + (", the median of its repeats" if rule.repeats == "median" else ""),
             )  # fmt: skip
     return metrics

@@ -199,7 +199,12 @@ class Readiness:
 
 @dataclass(frozen=True)
 class MetricRule:
-    """How one number is read from a workload's output: a regex group or a JSON pointer."""
+    """How a number is read from a workload's output: a regex group or a JSON pointer.
+
+    ``repeats`` says what the output holds when the regex matches more than once, or an array
+    is at the pointer: iterations inside one instance, which are all kept and stand as their
+    ``median``, or only the ``first`` counts.
+    """
 
     name: str
     unit: str
@@ -208,6 +213,7 @@ class MetricRule:
     source: str = "stdout"
     regex: str = ""
     pointer: str = ""
+    repeats: str = "median"
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,8 @@ class Workload:
     workload that ends by itself and ``ready`` for a server, which is held for
     ``hold_s`` seconds after it became ready (its idle memory is read at the end of
     that) and then stopped. ``work_units`` is the fixed amount of work done, for
-    work per host CPU second; 0 when the workload is not about work.
+    work per host CPU second; 0 when the workload is not about work. ``exchanges`` is how
+    often the host, once a server is ready by reply, repeats that exchange to time it.
     """
 
     name: str
@@ -264,6 +271,7 @@ class Workload:
     metrics: tuple[MetricRule, ...] = ()
     work_units: float = 0.0
     work_unit_name: str = "work"
+    exchanges: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from bench import arms as arms_module
 from bench.errors import BadInput
+from bench.exchanges import MOST_EXCHANGES
 from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
 from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
@@ -249,6 +250,13 @@ def check_workload(workload: Workload) -> None:
             raise BadInput(f"{where}: a health check's times are 0 to 3600 s", "change them")
     if ready.kind is ReadyKind.REPLY and not ready.expect:
         raise BadInput(f"{where}: readiness by reply needs what to expect", "set ready.expect")
+    if not 0 <= workload.exchanges <= MOST_EXCHANGES:
+        raise BadInput(f"{where}: exchanges are 0 to {MOST_EXCHANGES:,}", "change their number")
+    if workload.exchanges and (ready.kind is not ReadyKind.REPLY or not ready.send):
+        raise BadInput(
+            f"{where}: exchanges repeat what a server is ready by",
+            "give it readiness by reply, with send and expect",
+        )
     if ready.kind is ReadyKind.HTTP and not re.fullmatch(r"/[!-~]*", ready.path):
         raise BadInput(f"{where}: {ready.path!r} is no HTTP path", "write it as /health")
     patterns = [("ready.pattern", ready.pattern)] if ready.kind is ReadyKind.LINE else []

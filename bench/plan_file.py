@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from bench import arms as arms_module
 from bench.errors import BadInput
+from bench.exchanges import MOST_EXCHANGES
 from bench.model import (
     Better,
     Limits,
@@ -86,6 +87,7 @@ class _Metric(_Strict):
     source: Literal["stdout", "stderr"] = "stdout"
     regex: str = ""
     pointer: str = ""
+    repeats: Literal["median", "first"] = "median"
     margin: Number | None = Field(None, gt=0)
 
 
@@ -108,6 +110,7 @@ class _Workload(_Strict):
     metric: list[_Metric] = []
     work_units: Number = Field(0.0, ge=0)
     work_unit_name: str = "work"
+    exchanges: Count = Field(0, ge=0, le=MOST_EXCHANGES)
 
 
 class _Primary(_Strict):
@@ -249,6 +252,7 @@ def _workload(item: _Workload) -> Workload:
         metrics=tuple(MetricRule(**rule.model_dump(exclude={"margin"})) for rule in item.metric),
         work_units=item.work_units,
         work_unit_name=item.work_unit_name,
+        exchanges=item.exchanges,
     )
 
 
@@ -290,7 +294,14 @@ def _stored_workload(item: dict[str, Any]) -> Workload:
     ready["command"] = tuple(ready.get("command", ()))
     limits = {**item["limits"], "memory_basis": MemoryBasis(item["limits"]["memory_basis"])}
     rules = tuple(
-        MetricRule(**{**rule, "scale": Scale(rule["scale"]), "better": Better(rule["better"])})
+        MetricRule(
+            **{
+                "repeats": "first",  # what plans meant that were stored without it
+                **rule,
+                "scale": Scale(rule["scale"]),
+                "better": Better(rule["better"]),
+            }
+        )
         for rule in item["metrics"]
     )
     plain = {

@@ -27,6 +27,7 @@ from bench.controls import Control, Injection
 from bench.metrics import table
 from bench.model import Image, Outcome, Scale
 from bench.numbers import format_estimate, format_interval, quantity
+from bench.output_metrics import of_trial
 from bench.pagecache import SharedCache
 from bench.plan import Plan
 from bench.schedule import Slot
@@ -91,7 +92,7 @@ class Recovery:
             return math.inf
         if self.injection.scale is Scale.RATIO:
             return math.sqrt(high / low) - 1.0 if low > 0.0 else math.inf
-        return (high - low) / 2.0
+        return max((high - low) / 2.0, self.injection.step)
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -204,7 +205,7 @@ def series(
     found: dict[tuple[int, str], tuple[str, float | None]] = {}
     for trial in stored.trials:
         if trial["arm"] == arm:
-            values = {sample["metric"]: float(sample["value"]) for sample in trial["samples"]}
+            values = of_trial(trial["samples"])
             key = int(trial["block"]), str(trial["workload"])
             found[key] = trial["outcome"], values.get(injection.metric)
     missing = (Outcome.FAILED.value, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import metrics, output_metrics
+from bench import exchanges, metrics, output_metrics
 from bench.backend import Backend, Instance
 from bench.disturbances import Snapshot, between
 from bench.errors import HvctError, Refused
@@ -52,6 +52,7 @@ class _Readings:
     host_started: Snapshot | None = None
     host_exited: Snapshot | None = None
     hold_s: float = 0.0
+    round_trip_s: float | None = None
 
 
 def run_trial(
@@ -171,6 +172,10 @@ def _live(
         readings.host_started = Snapshot.take(helpers=readings.helpers)
 
     deadline = await_ready(instance, workload, started)
+    if workload.exchanges:
+        readings.round_trip_s = exchanges.round_trip_s(
+            workload.ready, instance.connect_host, workload.exchanges
+        )
     if workload.until == "ready":
         _hold(instance, workload, readings)
         _read_memory(instance, trial, available_bytes)
@@ -268,13 +273,15 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     if readings.cpu_held and readings.cpu_hold_end and readings.hold_s > 0:
         idle = readings.cpu_hold_end.total_s - readings.cpu_held.total_s
         samples.append(Sample("cpu_idle", idle / readings.hold_s, "CPU"))
+    if readings.round_trip_s is not None:
+        samples.append(Sample("network_round_trip", readings.round_trip_s, "s"))
     if readings.disk is not None:
         disk = readings.disk
         trial.usage["disk"] = {"flushes": disk.flushes, "read_bytes": disk.read_bytes}
         samples.append(Sample("disk_flushes", float(disk.flushes), "flushes"))
         samples.append(Sample("disk_written", float(disk.written_bytes), "bytes"))
     for rule in workload.metrics:
-        samples.append(output_metrics.extract(rule, instance.stdout, instance.stderr))
+        samples += output_metrics.extract(rule, instance.stdout, instance.stderr)
     trial.samples = samples
 
 

@@ -53,7 +53,7 @@ def text(runs: Sequence[Run]) -> str:
                 "param": f"{workload}-{label}",
                 "extra_info": {"run": run, "metric": metric, "workload": workload, "arm": arm},
                 "options": _OPTIONS,
-                "stats": stats(part["value"].tolist()),
+                "stats": stats(rounds(part["value"].tolist(), part["block"].tolist())),
             }
         )
     cpu = host.get("cpu") if isinstance(host.get("cpu"), dict) else {}
@@ -72,6 +72,14 @@ def text(runs: Sequence[Run]) -> str:
         "version": VERSION_OF_FORMAT,
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def rounds(values: Sequence[float], blocks: Sequence[int]) -> list[float]:
+    """One value a block: iterations inside an instance are their median."""
+    by_block: dict[int, list[float]] = {}
+    for value, block in zip(values, blocks, strict=True):
+        by_block.setdefault(block, []).append(value)
+    return [statistics.median(own) for own in by_block.values()]
 
 
 def stats(values: Sequence[float]) -> dict[str, Any]:

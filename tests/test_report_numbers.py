@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BadInput
-from reports import report
+from reports import pytest_benchmark, report
 from reports.analysis import analyse
 from reports.data import read
 from reports.model import Comparison, RunReport
@@ -225,6 +225,39 @@ def test_what_a_variant_does_is_shown_beside_the_arm_it_varies(tmp_path: Path) -
     assert {c.metric for c in beside} >= {"memory_current", "startup_ready"}
     assert not any(c.primary or c.judged for c in beside)
     assert {(c.arm, c.baseline) for c in run.comparisons if c.primary} == {("vm", "container")}
+
+
+def test_iterations_inside_an_instance_are_one_number_of_its_trial(tmp_path: Path) -> None:
+    """Three of each trial, one far off: levels, pairs and exported rounds take the median."""
+
+    def iterate(line: dict[str, Any]) -> None:
+        line["samples"] = [
+            {**sample, "value": sample["value"] * factor}
+            for sample in line["samples"]
+            for factor in ((1.0,) if sample["metric"] != "run_wall" else (0.5, 1.0, 40.0))
+        ]
+
+    plain, repeated = tmp_path / "plain", tmp_path / "repeated"
+    before = analysed(plain)
+    after = analysed(repeated, change=iterate)
+    one, other = (comparison(run, "run_wall", "xz", "container") for run in (before, after))
+    assert (other.n, other.effect) == (one.n, one.effect)
+    levels = [
+        next(s for s in run.summaries if (s.metric, s.workload, s.arm) == ("run_wall", "xz", "vm"))
+        for run in (before, after)
+    ]
+    assert levels[0] == levels[1]
+    (raw,) = [s for s in after.series if (s.metric, s.workload, s.arm) == ("run_wall", "xz", "vm")]
+    assert raw.n == 30, "the appendix has all of them"
+    rounds = [
+        next(
+            item["stats"]["data"]
+            for item in json.loads(pytest_benchmark.text([read(folder)]))["benchmarks"]
+            if item["name"] == "run_wall[xz-vm (TCG)]"
+        )
+        for folder in (plain, repeated)
+    ]
+    assert rounds[0] == pytest.approx(rounds[1]) and len(rounds[1]) == 10
 
 
 def test_a_run_cut_short_says_so(tmp_path: Path) -> None:

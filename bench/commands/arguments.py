@@ -288,7 +288,8 @@ hvct selfcheck --arms container --blocks 20     more blocks resolve less
 hvct selfcheck --controls memory,cpu --json
 
 Two workloads that differ in one injected effect (time, memory by each
-definition, CPU, latency) run like any other. Their true difference is known,
+definition, CPU, latency inside and over the network, a flush of the scratch
+disk) run like any other. Their true difference is known,
 so the intervals show whether this installation measures right, and the
 smallest effect it can tell from nothing. Exit status 1: one was not found.
 """,
@@ -297,7 +298,9 @@ smallest effect it can tell from nothing. Exit status 1: one was not found.
         "--arms", metavar="A,B,…", help=f"of {', '.join(DEFAULT_ARMS)}; default: all that work"
     )
     parser.add_argument(
-        "--controls", metavar="A,B,…", help="of start, memory, cpu, latency (a VM has its own)"
+        "--controls",
+        metavar="A,B,…",
+        help="of start, memory, cpu, latency, network, disk (a VM has its own, disk among them)",
     )
     parser.add_argument("--blocks", type=int, metavar="N", help="default: each control's own")
     parser.add_argument(

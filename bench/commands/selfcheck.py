@@ -56,7 +56,10 @@ def main(options: argparse.Namespace) -> int:
         clean_dead()
         with (
             journal.open_run(
-                Path(folder), libvirt_uri=options.libvirt_uri, kernel=options.kernel
+                Path(folder),
+                network=True,
+                libvirt_uri=options.libvirt_uri,
+                kernel=options.kernel,
             ) as context,
             SharedCache(context.tag) as cache,
             open_arms(options, context) as (backends, emulated),
@@ -213,10 +216,7 @@ def tell(console: Console, found: Sequence[Recovery]) -> None:
         else f"{len(missed)} of {len(found)} effects were not found as they were put in: do not "
         "believe differences of those metrics on this host, in its present state."
     )
-    console.print(
-        "resolves: the smallest effect that as many blocks tell from nothing here, now. Disk "
-        "flushes are not among the controls."
-    )
+    console.print("resolves: the smallest effect that as many blocks tell from nothing here, now.")
 
 
 def truth(one: Recovery) -> str:

@@ -147,7 +147,7 @@ def run(parts: Sequence[str], options: argparse.Namespace) -> Sheet:
         with (
             journal.open_run(
                 Path(folder),
-                network="network" in parts,
+                network=bool({"network", "spike-ins"} & set(parts)),
                 libvirt_uri=options.libvirt_uri,
                 kernel=options.kernel,
             ) as context,
