@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,6 +41,34 @@ FAMILY_TEXTS = {
         "the guest, the VMM and its threads together.",
     ),
 }
+
+ELASTIC = "elastic"
+"""The workload that frees what it touched."""
+
+
+def family_text(run: RunReport, family: str) -> tuple[str, ...]:
+    """What a reader of this family's figures must know."""
+    text = FAMILY_TEXTS.get(family, ())
+    if family == "memory" and any(item.name == ELASTIC for item in run.workloads):
+        return (*text, _given_back([arm.name for arm in run.arms]))
+    return text
+
+
+def _given_back(arms: Sequence[str]) -> str:
+    """What each kind of arm does with memory that its workload has freed."""
+    said = [
+        f"“{ELASTIC}” touches memory, frees it and waits: “memory charged” is what is still held "
+        "then, “peak memory” what was touched."
+    ]
+    if any(not arm.startswith(("vm", "qemu")) for arm in arms):
+        said.append("What a container or a bare process frees is the host's at once.")
+    if any(arm.startswith(("vm", "qemu")) for arm in arms):
+        said.append(
+            "A guest keeps what is freed in it, since the host cannot know that it is free, unless "
+            "it says so: reporting of free pages is on in vm:freepage and off in every other arm; "
+            "vm:balloon has the same device with nobody to inflate it."
+        )
+    return " ".join([*said, "How fast a guest gives back is in docs/costs.md."])
 
 
 def columns(arms: int, pairs: int) -> dict[str, float]:
@@ -197,7 +226,7 @@ class Tables:
         return {
             "slug": slug,
             "title": title,
-            "text": FAMILY_TEXTS.get(family, ()),
+            "text": family_text(self.run, family),
             "pictures": (*FAMILY_PICTURES.get(family, ()), f"forest-{family}"),
             "rows": groups,
             "caption": "Each arm: median, below it the order-statistic interval of the median. "

@@ -134,7 +134,7 @@ def gaps(
         found.append(
             "What instances cost that work at the same time: those of the cost model stood idle."
         )
-    elif plan.get("experiment") not in {"density", "neighbours"}:
+    else:
         found.append(
             "Many instances at once: how many fit, what the next one costs, how neighbours disturb "
             "each other. Instances ran one at a time; so a ledger of memory cannot be closed: "

@@ -22,6 +22,9 @@ FAMILY_TITLES = {
     "workload": "What the workloads measured",
 }
 MOST_WARNINGS = 3
+THREATS_TITLE = "What could make it wrong"
+"""The heading of the section that holds all of them."""
+
 MOST_DECLARED = 6
 FIELD_TITLES = {
     "arg": "arguments", "env": "environment", "cwd": "working directory", "group": "groups",
@@ -321,7 +324,7 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
         for item in serious[:MOST_WARNINGS]
     ]
     if len(serious) > MOST_WARNINGS:
-        lines.append(f"And {len(serious) - MOST_WARNINGS} more, under “What to beware of”.")
+        lines.append(f"And {len(serious) - MOST_WARNINGS} more, under “{THREATS_TITLE}”.")
     return lines
 
 

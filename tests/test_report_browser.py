@@ -1,4 +1,7 @@
-"""The report as a reader has it: opened in a real browser, clicked, filtered, read by axe."""
+"""The report as a reader has it: opened in a real browser, clicked, filtered, read by axe.
+
+Over 400 lines, so that one browser and one report serve all of it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import axe_core_python
+import known_costs
 import pytest
 import synthetic
 from selenium import webdriver
@@ -27,22 +31,49 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--window-size=1300,1000",
 )  # fmt: skip
+BLOCKS = 13
+"""Enough to look for drift; one of them does not count."""
+
 AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report about a synthetic run with a failure and a timeout, and the run it is made from."""
+    """A report with a failure, a timeout, and a block that the plan's rules leave out."""
 
     def change(line: dict[str, Any]) -> None:
+        line["disturbances"]["steal_cpus"] = 0.9 if line["block"] == 5 else 0.001
         if (line["arm"], line["workload"], line["block"]) == ("vm", "redis", 3):
             synthetic.spoil(line, "timeout", "no useful reply within 60 s")
         if (line["arm"], line["workload"], line["block"]) == ("container", "xz", 2):
             synthetic.spoil(line, "failed", "signal 9")
 
     folder = tmp_path_factory.mktemp("a run") / "quick"
-    synthetic.write_run(folder, workloads=("minimal", "redis", "xz"), blocks=7, change=change)
+    record = synthetic.run_record(workloads=("minimal", "redis", "xz"), blocks=BLOCKS)
+    record["plan"]["invalidation"] = {"steal_cpus": 0.05}
+    synthetic.write_run(folder, record=record, change=change)
     return report.build([folder], ("html", "json", "csv"))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pages that one comparison does not have: of costs, and of three runs as one."""
+    folder = tmp_path_factory.mktemp("others")
+    costly = synthetic.write_run(folder / "costs", workloads=("redis", "xz"))
+    record = json.loads((costly / "run.json").read_text())
+    (costly / "run.json").write_text(json.dumps({**record, "costs": known_costs.COSTS}))
+    known_costs.write(costly)
+    runs = []
+    for n in range(3):
+        about = synthetic.run_record(
+            run_id=f"run-{n}", kind="kvm", blocks=BLOCKS, workloads=("redis",)
+        )
+        about["host"]["boot_id"] = f"boot-{n}"
+        runs.append(synthetic.write_run(folder / f"run-{n}", record=about, seed=n + 1))
+    return {
+        "costs": report.build([costly], ("html",))["html"],
+        "runs": report.build(runs, ("html",), folder / "three")["html"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +247,7 @@ def test_pointing_at_a_mark_says_its_value(page: webdriver.Chrome, run: dict[str
             for mark in figure.find_elements(By.CSS_SELECTOR, "use[data-tip]")]  # fmt: skip
     wanted = [f"process: {format_value(value, 's')}, {share:.0%} of trials by then"
               for value, share in zip(curve["values"], curve["shares"], strict=True)]  # fmt: skip
-    assert len(wanted) == 7 and set(wanted) <= set(tips)
+    assert len(wanted) == BLOCKS and set(wanted) <= set(tips)
     marks = [mark for mark in figure.find_elements(By.CSS_SELECTOR, "use[data-tip]")
              if mark.get_attribute("data-tip") in wanted]  # fmt: skip
     marks.sort(key=lambda mark: mark.rect["x"])
@@ -258,10 +289,11 @@ def test_a_figure_leads_to_its_samples(page: webdriver.Chrome, files: dict[str, 
             assert (about["metric"], about["workload"]) == ("startup_ready", "redis")
             assert arm.startswith(about["arm"])
             scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
-            shown = float(text.replace(",", ""))
+            assert (text[0] == "(") is (about["counted"] == "False")
+            shown = float(text.strip("()").replace(",", ""))
             assert shown == pytest.approx(float(about["value"]) * scale, rel=1e-3)
             seen += 1
-    assert seen == 20  # 7 blocks, 3 arms, 1 timeout
+    assert seen == 3 * BLOCKS - 1  # 3 arms, 1 timeout
 
 
 def emulate(page: webdriver.Chrome, scheme: str) -> None:
@@ -299,9 +331,27 @@ def test_light_and_dark(page: webdriver.Chrome) -> None:
         emulate(page, "light")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page: webdriver.Chrome, scheme: str) -> None:
+def opened(
+    chromium: webdriver.Chrome, files: dict[str, Path], others: dict[str, Path], name: str
+) -> webdriver.Chrome:
+    """One of the kinds of report, freshly opened."""
+    chromium.get("about:blank")
+    chromium.get((files["html"] if name == "run" else others[name]).as_uri())
+    return chromium
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("run", "light"), ("run", "dark"), ("costs", "light"), ("runs", "light")]
+)
+def test_axe_finds_nothing_serious(
+    chromium: webdriver.Chrome,
+    files: dict[str, Path],
+    others: dict[str, Path],
+    name: str,
+    scheme: str,
+) -> None:
     """axe-core reports no serious and no critical violation, in both colour schemes."""
+    page = opened(chromium, files, others, name)
     try:
         emulate(page, scheme)
         page.execute_script(AXE.read_text())
@@ -320,8 +370,20 @@ def test_axe_finds_nothing_serious(page: webdriver.Chrome, scheme: str) -> None:
     assert not bad
 
 
-def test_the_keyboard_reaches_everything(page: webdriver.Chrome) -> None:
-    """The first Tab offers to skip the contents; every control can be reached and is seen."""
+HEADINGS = {
+    "run": ("With and without the blocks left out", "Did anything move while it ran?"),
+    "costs": ("What one more instance costs", "Where the memory goes"),
+    "runs": ("The same questions, run by run", "The runs as one: on this host"),
+}
+"""Of tables that only this kind of report has: what is not there cannot be found wrong."""
+
+
+@pytest.mark.parametrize("name", HEADINGS)
+def test_the_keyboard_reaches_everything(
+    chromium: webdriver.Chrome, files: dict[str, Path], others: dict[str, Path], name: str
+) -> None:
+    """The first Tab offers to skip the contents; every control is reached, every table is named."""
+    page = opened(chromium, files, others, name)
     body = page.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.TAB)
     first = page.switch_to.active_element
@@ -333,6 +395,17 @@ def test_the_keyboard_reaches_everything(page: webdriver.Chrome) -> None:
         ".filter((e) => e.checkVisibility() && e.tabIndex < 0).length"
     )
     assert controls == 0
+    regions = page.execute_script(
+        "return [...document.querySelectorAll('.scroll')]"
+        ".map((e) => [e.getAttribute('role'), e.getAttribute('aria-label')])"
+    )
+    assert {role for role, _ in regions} == {"region"}
+    assert all(label for _, label in regions)
+    assert len({label for _, label in regions}) == len(regions), "no two have one name"
+    headings = page.execute_script(
+        "return [...document.querySelectorAll('h2, h3')].map((e) => e.innerText.trim())"
+    )
+    assert set(HEADINGS[name]) <= set(headings)
 
 
 @pytest.mark.parametrize("width", [390, 768])
