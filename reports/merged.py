@@ -25,6 +25,7 @@ from bench.stats.pairs import Design, Pair, PairedSeries, effects
 from bench.stats.sentences import effect_text
 from bench.stats.student import LEAST_RUNS
 from bench.stats.verdict import Comparison
+from reports import iterations
 from reports.analysis import arms_of, primary_pair
 from reports.data import Run
 from reports.difference import host_unlikeness, unlikeness
@@ -114,7 +115,7 @@ def _of_host(runs: Sequence[Run], answers: Sequence[_Answers]) -> Merged:
     )
     costs = _costs(runs)
     kept = [
-        (row, _advice(spread, costs) if spread else "")
+        (row, _advice(spread, costs) + _of_iterations(runs, row, costs[1]) if spread else "")
         for row, spread in _rows(answers, "runs", enough)
     ]
     return Merged(
@@ -245,6 +246,21 @@ def _moment(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def _of_iterations(runs: Sequence[Run], row: MergedRow, block_s: float) -> str:
+    """What iterations inside an instance add to the advice, "" where there are none."""
+    plan = runs[0].record["plan"]
+    names = {arm.label: arm.name for arm in arms_of(runs[0])}
+    said = iterations.advice(
+        runs,
+        row.metric,
+        row.workload,
+        names[row.arm],
+        logs=runs[0].record["metrics"][row.metric]["scale"] == Scale.RATIO,
+        instance_s=block_s / (len(plan["arms"]) * len(plan["workloads"])),
+    )
+    return f"; {said}" if said else ""
 
 
 def _advice(spread: Components, costs: tuple[float, float]) -> str:

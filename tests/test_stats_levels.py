@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import synthetic
 
-from bench.stats.levels import Components, blocks_per_run, components
+from bench.stats.levels import (
+    Components,
+    Nested,
+    blocks_per_run,
+    components,
+    iterations_per_instance,
+    nested,
+)
 from bench.stats.student import Student
 from reports import report
 from reports.data import read
@@ -71,6 +78,41 @@ def test_what_costs_little_and_spreads_much_is_repeated_most() -> None:
     assert blocks_per_run(equal, 90.0, 10.0) == 3
     assert blocks_per_run(Components(0.1, 0.3, 5, 50), 90.0, 10.0) == 9
     assert blocks_per_run(Components(0.001, 0.3, 5, 50), 90.0, 10.0) is None, "over 200"
+
+
+def test_three_spreads_are_recovered_from_unequal_layouts() -> None:
+    """Runs, blocks and iterations of known spread, in all sizes: to a tenth on average."""
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(60):
+        by_run = []
+        for _ in range(20):
+            run = rng.normal(0, 0.3)
+            blocks = [run + rng.normal(0, 0.2) for _ in range(rng.integers(4, 12))]
+            by_run.append([rng.normal(b, 0.1, rng.integers(1, 7)).tolist() for b in blocks])
+        found.append(nested(by_run))
+    spreads = np.array(
+        [[o.between_runs, o.between_blocks, o.between_iterations] for o in found if o]
+    )
+    assert len(spreads) == 60
+    assert np.sqrt((spreads**2).mean(axis=0)) == pytest.approx([0.3, 0.2, 0.1], rel=0.1)
+
+
+def test_iterations_need_to_be_there() -> None:
+    """One in each block, or one block: nothing can be told apart; one run has no spread of runs."""
+    assert nested([[[1.0], [2.0]], [[3.0], [4.0]]]) is None
+    assert nested([[[1.0, 2.0]]]) is None and nested([]) is None
+    one = nested([[[1.0, 1.2], [2.0, 2.2], [3.0, 3.2]]])
+    assert one is not None and one.between_runs == 0.0 and one.between_blocks > 0.9
+    assert (one.runs, one.blocks, one.iterations) == (1, 3, 6)
+    assert one.share_of_iterations == pytest.approx(0.02 / (0.02 + one.between_blocks**2))
+
+
+def test_cheap_iterations_that_spread_are_repeated() -> None:
+    """The rule of blocks, one level below; at least one."""
+    assert iterations_per_instance(Nested(0, 0.1, 0.1, 1, 9, 45), 90.0, 10.0) == 3
+    assert iterations_per_instance(Nested(0, 0.1, 0.001, 1, 9, 45), 90.0, 10.0) == 1
+    assert iterations_per_instance(Nested(0, 0.0, 0.1, 1, 9, 45), 90.0, 10.0) is None
 
 
 def test_intervals_over_runs_hold_the_truth_where_pooled_ones_do_not() -> None:
@@ -142,6 +184,34 @@ def test_runs_of_one_boot_or_two_runs_are_only_described(tmp_path: Path) -> None
     assert "1 more" in two.note
     for found in (one_boot, two):
         assert not any(r.judged for r in found.rows) and found.rows
+
+
+def test_iterations_inside_instances_are_in_the_advice(tmp_path: Path) -> None:
+    """Four of each trial, which spread more than instances do: the advice says so, and how many."""
+    rng = np.random.default_rng(6)
+
+    def iterate(line: dict[str, Any]) -> None:
+        line["samples"] = [
+            {**sample, "value": sample["value"] * factor}
+            for sample in line["samples"]
+            for factor in (
+                np.exp(rng.normal(0, 0.2, 4)).tolist()
+                if sample["metric"] == "work_per_cpu_second"
+                else (1.0,)
+            )
+        ]
+
+    folders = []
+    for n in range(3):
+        record = synthetic.run_record(run_id=f"run-{n}", kind="kvm", blocks=12)
+        record["host"]["boot_id"] = f"boot-{n}"
+        folders.append(
+            synthetic.write_run(tmp_path / f"r{n}", seed=n, record=record, change=iterate)
+        )
+    (found,) = merged(folders)
+    xz = row(found, "work_per_cpu_second", "xz")
+    assert "of the variance in vm is between iterations of one instance" in xz.advice
+    assert "iteration" not in row(found, "startup_ready", "redis").advice
 
 
 def test_runs_that_differ_widen_the_interval(tmp_path: Path) -> None:
