@@ -16,6 +16,7 @@ import pandas  # noqa: F401  # the harness is as large when it launches
 import pytest
 
 from bench.cgroup import version as cgroup_version
+from bench.context import RunContext
 from bench.model import Event, Image
 from ct.backend import ContainerBackend
 from tests.perf.floor import floor
@@ -35,6 +36,7 @@ from tests.perf.launches import (
     started_apart_from_joining,
 )
 from tests.perf.table import Bound, Kind, Line, Table, equivalent, interleaved
+from tests.perf.test_perf_peers import backend_of
 
 pytestmark = pytest.mark.root
 
@@ -217,6 +219,22 @@ def test_accounting(targets: Table, backend: ContainerBackend, stamp_image: Imag
     apart = [all_ - join for all_, join in zip(ours, joined[1:], strict=True)]
     note = "made and limited; the time of the join steps taken out"
     targets.add(Line(f"{name}, less joining", equivalent(theirs), apart, theirs, note=note))
+
+
+def test_accounting_in_a_slot(
+    targets: Table, context: RunContext, backend: ContainerBackend, stamp_image: Image
+) -> None:
+    """Accounting on, in a group that waited ÷ off; request to started."""
+    with contextlib.ExitStack() as stack:
+        slots = backend_of("container:slot", context, stack)
+        ours, theirs = interleaved(
+            lambda: started(slots, make_spec(slots, stamp_image)),
+            lambda: started(backend, make_spec(backend, stamp_image, accounting=False)),
+            n=24,
+            gap_s=0.05,
+        )
+    name = "container:slot, accounting on ÷ container, off: request to started"
+    targets.add(Line(name, equivalent(theirs), ours, theirs, note="born in a group that waited"))
 
 
 def test_counters(targets: Table, backend: ContainerBackend, stamp_image: Image) -> None:
