@@ -1,10 +1,12 @@
 """Docker is the oracle: the same image and command give the same answers by hvct.
 
 What differs on purpose is in DIFFERS, with what is there instead; docs/docker.md says why.
+Over 400 lines: container and virtual machine are held against one set of cases.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,9 +20,10 @@ from engine import Engine
 from oracle import IMAGES, Answer, Case, soon
 
 from bench.context import RunContext
+from bench.errors import LaunchFailed
 from bench.image import store
 from bench.journal import open_run
-from bench.model import Event, Image, OutputMode, Security
+from bench.model import Event, Image, InstanceSpec, OutputMode, Security
 from ct.backend import ContainerBackend
 from hv.backend import VmBackend
 
@@ -284,37 +287,125 @@ IN_A_GUEST = {
 }
 
 
+@pytest.fixture(scope="module")
+def machine(context: RunContext, images: dict[str, Image]) -> Iterator[VmBackend]:
+    """The vm arm; what it keeps (kernel, initramfs, sizes) is in the usual cache."""
+    with VmBackend(context) as arm:
+        with usual_cache():
+            found = arm.probe()
+        if not found.usable:
+            pytest.skip(f"{found.reason}; {found.remedy}")
+        yield arm
+
+
+@contextlib.contextmanager
+def usual_cache() -> Iterator[None]:
+    """The cache of the images is the module's own, and has no guest kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        if USUAL_CACHE is None:
+            patch.delenv("XDG_CACHE_HOME", raising=False)
+        else:
+            patch.setenv("XDG_CACHE_HOME", USUAL_CACHE)
+        yield
+
+
+def by_machine(arm: VmBackend, wanted: InstanceSpec, until: Callable[..., None]) -> Answer:
+    """What a VM of this specification answers, once `until` has seen to its end."""
+    try:
+        with usual_cache():
+            arm.prepare(wanted)
+            with arm.launch(wanted) as instance:
+                assert instance.wait(Event.STARTED, soon(120))
+                until(instance)
+    except LaunchFailed as error:
+        return Answer(b"", error.message.encode(), error.exit_code)
+    return oracle.answer_of(instance)
+
+
 @pytest.mark.vm
+@pytest.mark.parametrize(
+    "case",
+    [Case("named", ("wait",)), Case("plain", ("show", "wait"), ("-u", "77:wheel"))],
+    ids=["an image's user", "another user and group"],
+)
 def test_a_vm_answers_the_same(
-    docker: Engine,
-    context: RunContext,
-    images: dict[str, Image],
-    monkeypatch: pytest.MonkeyPatch,
+    docker: Engine, context: RunContext, images: dict[str, Image], machine: VmBackend, case: Case
 ) -> None:
     """Every facet, the stop signal, output and status: in a VM as by Docker."""
-    case = Case("named", ("wait",))
-    theirs = stopped_by_docker(docker, images["named"], case, 10)
+    theirs = stopped_by_docker(docker, images[case.image], case, 10)
     wanted = oracle.specification(
-        context, images["named"], case, security=Security.SAME, output=OutputMode.STREAM
+        context, images[case.image], case, security=Security.SAME, output=OutputMode.STREAM
     )
     assert wanted.stop_signal == signal.SIGTERM
-    if USUAL_CACHE is None:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", USUAL_CACHE)  # where the guest's kernel is
-    with VmBackend(context) as arm:
-        arm.prepare(wanted)
-        with arm.launch(wanted) as instance:
-            assert instance.wait(Event.STARTED, soon(120))
-            wait_for(instance, b"ready\n")
-            instance.stop(10)
-    ours = oracle.answer_of(instance)
+
+    def until(instance: oracle.Instance) -> None:
+        wait_for(instance, b"ready\n")
+        instance.stop(10)
+
+    ours = by_machine(machine, wanted, until)
     assert ours.status == theirs.status == 7
     same = expected(theirs.facets())
     found = ours.facets()
     for name in IN_A_GUEST:
         assert same.pop(name) and found.pop(name)
     assert not differing(found, same)
+
+
+@pytest.mark.vm
+def test_a_vm_is_stopped_by_the_images_signal(
+    docker: Engine, context: RunContext, images: dict[str, Image], machine: VmBackend
+) -> None:
+    """STOPSIGNAL of an image with volumes reaches its program in a guest as by Docker."""
+    case = Case("volumes", trap("USR1", "ls -a /data /new/volume; exit 6"))
+    theirs = stopped_by_docker(docker, images["volumes"], case, 10)
+
+    def until(instance: oracle.Instance) -> None:
+        wait_for(instance, b"ready\n")
+        instance.stop(10)
+
+    wanted = oracle.specification(context, images["volumes"], case)
+    assert wanted.stop_signal == signal.SIGUSR1
+    ours = by_machine(machine, wanted, until)
+    assert (ours.status, ours.stdout) == (theirs.status, theirs.stdout)
+    assert theirs.status == 6 and b"seed" in theirs.stdout
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("name", ["killed", "crashed", "status 126", "declared volumes"])
+def test_a_program_in_a_vm_ends_the_same(
+    docker: Engine,
+    context: RunContext,
+    images: dict[str, Image],
+    machine: VmBackend,
+    name: str,
+) -> None:
+    """Both streams and the exit status, signals told as a shell tells them."""
+    case = ENDS[name]
+    theirs = oracle.by_docker(docker, images[case.image], case)
+
+    def until(instance: oracle.Instance) -> None:
+        assert instance.wait(Event.EXITED, soon(120))
+
+    wanted = oracle.specification(context, images[case.image], case)
+    assert by_machine(machine, wanted, until) == theirs
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("program", ["nosuch", "/bin/not-executable"])
+def test_a_program_that_cannot_start_in_a_vm_has_the_same_status(
+    docker: Engine,
+    context: RunContext,
+    images: dict[str, Image],
+    machine: VmBackend,
+    program: str,
+) -> None:
+    """127 and 126 in a guest too."""
+    case = Case("plain", (program,), init=False)
+    theirs = oracle.by_docker(docker, images["plain"], case)
+    wanted = oracle.specification(context, images["plain"], case)
+    ours = by_machine(machine, wanted, lambda instance: None)
+    assert (ours.status, ours.stdout) == (theirs.status, theirs.stdout)
+    assert ours.stderr and theirs.status == STATUSES[program]
 
 
 def test_every_difference_is_explained() -> None:
