@@ -33,6 +33,7 @@ PREFIX = 24
 POOLS = (ipaddress.IPv4Network("10.0.0.0/8"), ipaddress.IPv4Network("198.18.0.0/15"))
 HOSTS = 253  # .1 is the host, .2 to .254 are instances
 POLL_S = 0.001  # resolution of `wait_link_gone`
+NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
 class RunNetwork:
@@ -235,9 +236,8 @@ def delete_links(tag: str, ipr: IPRoute | None = None) -> list[str]:
     return names
 
 
-def netfilter_finding() -> Finding | None:
+def netfilter_finding(switch: Path = NETFILTER) -> Finding | None:
     """A warning where bridged frames pass the host's firewall (Docker's default)."""
-    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     try:
         if switch.read_text().strip() != "1":
             return None

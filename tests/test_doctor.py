@@ -1,4 +1,7 @@
-"""Every finding says what was seen, what it means for the numbers, and what to do."""
+"""Every finding says what was seen, what it means for the numbers, and what to do.
+
+Over 400 lines, most of them a table: one row for each trap.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import faults
 import pytest
 
-from bench import disturbances, doctor
+from bench import disturbances, doctor, network
 from bench.arms import ARMS
+from bench.cgroupfs import Layout
 from bench.checks import distributions, live, programs
 from bench.checks.kernel import has
 from bench.checks.live import Clocks
 from bench.checks.trap import spring
 from bench.checks.tree import Tree
+from bench.commands.doctor import print_finding
+from bench.context import runtime_root
+from bench.host import Facts
 from bench.model import Accelerator, Capability, Finding
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -324,6 +332,98 @@ def test_stolen_time_and_other_work_are_told_apart() -> None:
     assert "load.steal" in codes(list(live.load(stolen)))
     assert codes(list(live.load({"other_cpus": 0.0}))) == {"load.psi"}
     assert disturbances.unrest(busy)
+
+
+def test_what_the_version_of_control_groups_means() -> None:
+    """v1, v1 with cgroup2 beside it, and nothing to say about v2."""
+    controllers = {"memory": Path("/x/memory"), "cpuacct": Path("/x/cpuacct")}
+    assert list(live.versions(Layout(2, controllers))) == []
+    (hybrid,) = live.versions(Layout(1, controllers, Path("/x/unified")))
+    assert hybrid.code == "cgroup.v1" and "hybrid" in hybrid.message and hybrid.remedy
+    alone = list(live.versions(Layout(1, controllers)))
+    assert codes(alone) == {"cgroup.v1", "cgroup.no-unified"} and "hybrid" not in alone[0].message
+
+
+@pytest.mark.parametrize(
+    ("policy", "level"), [("DROP", "problem"), ("REJECT", "warning"), ("", "warning")]
+)
+def test_a_firewall_between_the_ports_of_a_bridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, level: str
+) -> None:
+    """br_netfilter with a policy that drops, or that no tool tells; off or accepting is none."""
+    switch, program = tmp_path / "bridge-nf-call-iptables", tmp_path / "iptables"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def says(text: str) -> None:
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+
+    says(f"echo -P FORWARD {policy}" if policy else "exit 1")
+    for name in ("iptables-nft", "iptables-legacy"):
+        (tmp_path / name).symlink_to(program)
+    switch.write_text("1\n")
+    found = network.netfilter_finding(switch)
+    assert found and (found.code, found.level) == ("net.bridge-netfilter", level)
+    assert "sysctl" in found.remedy and (policy or "not readable") in found.message
+    says("echo -P FORWARD ACCEPT")
+    assert network.netfilter_finding(switch) is None
+    says("echo -P FORWARD DROP")
+    switch.write_text("0\n")
+    assert network.netfilter_finding(switch) is None
+    assert network.netfilter_finding(tmp_path / "no such file") is None
+
+
+DISK_CODES = """
+import sys
+from bench.checks import live
+print(*sorted(finding.code for finding in live.disk()))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (
+            "mount -t tmpfs -o size=64m,nr_inodes=500 none {cache}",
+            "disk.cache-inodes disk.file-system disk.space",
+        ),
+        ("mount -t tmpfs -o ro none {cache}", "disk.cache"),
+        ("mount -t tmpfs -o size=4g none {cache}; mount -t tmpfs -o size=1m none {run}",
+         "disk.file-system disk.runtime"),
+    ],
+    ids=["small", "read-only", "runtime"],
+)  # fmt: skip
+def test_disks_that_are_full_small_or_read_only(tmp_path: Path, script: str, found: str) -> None:
+    """Little room, few inodes, no direct I/O, nothing writable: seen on real file systems."""
+    runtime_root().mkdir(exist_ok=True)
+    before = faults.hidden(script.format(cache=tmp_path, run=runtime_root()))
+    done = subprocess.run(
+        [*before, sys.executable, "-c", DISK_CODES],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == found.split()
+
+
+def test_a_disk_that_turns(tmp_path: Path) -> None:
+    """Said on real hardware; a guest's disks say that they turn whatever they are."""
+    facts: Facts = {"file_system": "ext4", "free_bytes": 1 << 40, "rotational": True}
+    tree = host(tmp_path, {})
+    assert "disk.rotational" in codes(list(live.disk(facts, tree)))
+    assert "disk.rotational" not in codes(list(live.disk({**facts, "rotational": False}, tree)))
+
+
+def test_every_finding_is_printed_with_meaning_and_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of what is only worth knowing."""
+    for level in doctor.LEVELS:
+        print_finding(Finding("x.y", level, f"seen {level}", "it means", "do that"))
+    said = capsys.readouterr().out
+    assert said.count("it means") == said.count("→ do that") == len(doctor.LEVELS) == 3
 
 
 # -- programs and distributions --------------------------------------------------------------

@@ -91,6 +91,27 @@ def control_groups() -> Iterator[Finding]:
         yield Finding("cgroup.missing", "problem", error.message, "nothing is limited or accounted",
                       error.hint)  # fmt: skip
         return
+    yield from versions(layout)
+    tag = "doctor"
+    try:
+        if os.geteuid() == 0:
+            limits = CgroupLimits(memory_bytes=64 << 20, cpu_set=(0,), cpu_quota=0.5, pids=8)
+            Cgroup.create(tag, f"probe-{os.getpid()}", limits).remove()
+    except HvctError as error:
+        yield Finding(
+            "cgroup.refused",
+            "problem",
+            f"a control group with limits cannot be made: {error.message}",
+            "instances would be neither limited nor accounted",
+            error.hint or "run hvct outside any container",
+        )
+    finally:
+        if os.geteuid() == 0:
+            remove_all(tag)
+
+
+def versions(layout: cgroupfs.Layout) -> Iterator[Finding]:
+    """What the version of control groups means for figures."""
     if layout.version == 1:
         kind = "hybrid: v1 controllers beside a cgroup2 mount" if layout.unified else "v1"
         yield Finding(
@@ -108,22 +129,6 @@ def control_groups() -> Iterator[Finding]:
             "no cgroup2 mount beside the v1 hierarchies",
             "user and system time of an instance are split in steps of 10 ms",
         )
-    tag = "doctor"
-    try:
-        if os.geteuid() == 0:
-            limits = CgroupLimits(memory_bytes=64 << 20, cpu_set=(0,), cpu_quota=0.5, pids=8)
-            Cgroup.create(tag, f"probe-{os.getpid()}", limits).remove()
-    except HvctError as error:
-        yield Finding(
-            "cgroup.refused",
-            "problem",
-            f"a control group with limits cannot be made: {error.message}",
-            "instances would be neither limited nor accounted",
-            error.hint or "run hvct outside any container",
-        )
-    finally:
-        if os.geteuid() == 0:
-            remove_all(tag)
 
 
 def network() -> Iterator[Finding]:
@@ -222,9 +227,9 @@ def clock_steps(first: Clocks, last: Clocks) -> Iterator[Finding]:
         )
 
 
-def disk() -> Iterator[Finding]:
-    """Room for images, and where the cache lies."""
-    facts = host.cache_facts()
+def disk(facts: host.Facts | None = None, tree: Tree | None = None) -> Iterator[Finding]:
+    """Room for images, and where the cache lies; of this host by default."""
+    facts = host.cache_facts() if facts is None else facts
     free = facts["free_bytes"]
     if free is None:
         yield Finding("disk.cache", "problem", "the cache cannot be written", "no images",
@@ -239,7 +244,9 @@ def disk() -> Iterator[Finding]:
         )
     for name, room in (("cache", cache_dir), ("runtime", runtime_root)):
         yield from _room(name, room)
-    if facts["rotational"] and not is_guest(Tree()):  # most virtual disks say that they turn
+    if facts["rotational"] and not is_guest(
+        tree or Tree()
+    ):  # most virtual disks say that they turn
         yield Finding(
             "disk.rotational",
             "warning",

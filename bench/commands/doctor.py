@@ -92,13 +92,12 @@ def print_capability(capability: Capability, *, briefly: bool = False) -> None:
 
 
 def print_finding(finding: Finding) -> None:
-    """What was seen; where it matters also what it means and what to do."""
+    """What was seen, what it means for the figures, and what to do."""
     print_text(f"{MARKS[finding.level]}  ", finding.message)
-    if finding.level != "info":
-        if finding.meaning:
-            print_text("    ", finding.meaning)
-        if finding.remedy:
-            print_text("    → ", finding.remedy)
+    if finding.meaning:
+        print_text("    ", finding.meaning)
+    if finding.remedy:
+        print_text("    → ", finding.remedy)
 
 
 def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]:
