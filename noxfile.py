@@ -190,6 +190,18 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bare(session: nox.Session) -> None:
+    """`./hvct test --session lint` in a bare root, with all test packages (15 minutes, as root)."""
+    session.run(sys.executable, "-m", "pytest", "-s", "tests/bare_checks.py", *session.posargs)
+
+
+@nox.session(default=False)
+def debian13(session: nox.Session) -> None:
+    """Set hvct up in a bare Debian 13 and run an instance in every arm (10 minutes, as root)."""
+    session.run(sys.executable, "-m", "pytest", "-s", "tests/debian13.py", *session.posargs)
+
+
+@nox.session(default=False)
 def security(session: nox.Session) -> None:
     """Write the table of docs/security.md: what Docker and each arm refuse, tried on this host."""
     session.run(sys.executable, "tests/escapes.py", env={"PYTHONPATH": str(ROOT)})

@@ -2,149 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import synthetic
-
-from bench.cache import cache_dir, lock, publish, workspace
-from bench.command import run
+from bareroot import FOLDER, PLAIN_CHROOT, BareRoot
 
 pytestmark = [pytest.mark.root, pytest.mark.chroot, pytest.mark.checkout]
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-FOLDER = str(Path("/srv", "my hvct"))  # a space in it, since scripts and shebangs break there
-NOT_SOURCE = (".git", ".venv", ".hvct", ".nox", "runs", "build", "dist", "*.egg-info",
-              "__pycache__", ".*_cache", ".hypothesis", ".benchmarks")  # fmt: skip
-# As on a machine: / is a mount point of its own (chroot would forbid user namespaces), and
-# process 1, this shell, waits for orphans.
-ENTER = """
-set -e
-root=$1; folder=$2; shift 2
-mount --bind "$root" "$root"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount --rbind /sys "$root/sys"
-cd "$root"
-pivot_root . .
-umount -l .
-cd "$folder"
-set +e
-"$@"
-exit $?
-"""
-
-# The way people try a bare root: / is then no mount point, and whoever mounts must see to that.
-PLAIN_CHROOT = """
-set -e
-root=$1; folder=$2; shift 2
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount --rbind /sys "$root/sys"
-set +e
-chroot "$root" /bin/sh -c 'cd "$1" && shift && exec "$@"' sh "$folder" "$@"
-exit $?
-"""
-
-
-def bare_root_archive() -> Path:
-    """A minimal distribution root as a tar file, made once for this distribution release."""
-    release = dict(
-        line.split("=", 1)
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if "=" in line
-    )
-    suite = release.get("VERSION_CODENAME", "").strip('"')
-    final = cache_dir("tests") / f"minbase-{suite}.tar"
-    with lock("minbase"):
-        if not final.exists():
-            with workspace("minbase") as room:
-                run(["mmdebstrap", "--quiet", "--variant=minbase", suite, room / "root.tar"])
-                publish(room / "root.tar", final)
-    return final
-
-
-class BareRoot:
-    """A bare root, able to reach the package registries this host reaches, and only that.
-
-    Every command runs in mount and PID namespaces of its own, so that killing
-    it leaves nothing behind, as a power cut would.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        run(["tar", "-C", path, "-xf", bare_root_archive()])
-        assert not list(path.glob("usr/bin/python*")), "the bare root is not bare"
-        self.folder = path / FOLDER.lstrip("/")
-        shutil.copytree(CHECKOUT, self.folder, ignore=shutil.ignore_patterns(*NOT_SOURCE))
-        self.environment = self._lend_registries()
-
-    def _lend_registries(self) -> dict[str, str]:
-        """Copy what decides where packages come from; nothing of it is known to the project."""
-        shutil.rmtree(self.path / "etc/apt")
-        for name in ("apt", "pip.conf", "xdg/pip", "resolv.conf", "hosts"):
-            source, target = Path("/etc", name), self.path / "etc" / name
-            if source.is_dir():
-                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-            elif source.exists():
-                shutil.copyfile(source, target)
-        # Not at its usual place: installing ca-certificates writes that one anew.
-        bundle = Path(os.environ.get("PIP_CERT", "/etc/ssl/certs/ca-certificates.crt"))
-        lent = {
-            "HOME": "/root",
-            "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "TERM": "dumb",
-        }
-        if bundle.exists():
-            shutil.copyfile(bundle, self.path / "etc/lent-certificates.crt")
-            for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-                lent[name] = "/etc/lent-certificates.crt"
-        for name, value in os.environ.items():
-            if name.startswith("PIP_") or name.lower().endswith("_proxy"):
-                lent.setdefault(name, value)
-        return lent
-
-    def start(self, *argv: str, folder: str = FOLDER, enter: str = ENTER) -> subprocess.Popen[str]:
-        """Start a command inside; killing it kills all it started."""
-        inside = ["sh", "-c", enter, "sh", str(self.path), folder, *argv]
-        return subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", *inside],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(self, started: subprocess.Popen[str], timeout_s: float = 600) -> tuple[str, str]:
-        """Its output and error output; fails the test when it failed."""
-        try:
-            out, err = started.communicate(timeout=timeout_s)
-        finally:
-            started.kill()
-        assert started.returncode == 0, f"status {started.returncode}\n{out}\n{err}"
-        return out, err
-
-    def kill_when(self, started: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-        """SIGKILL it, and all it started, as soon as the condition holds."""
-        deadline = time.monotonic() + 300
-        while not reached():
-            if started.poll() is not None or time.monotonic() > deadline:
-                started.kill()
-                pytest.fail(f"ended before it could be interrupted: {started.communicate()}")
-            time.sleep(0.05)
-        started.kill()
-        started.communicate()
-
-    def log(self) -> str:
-        """What the set-up wrote into its log so far."""
-        path = self.folder / ".hvct/setup.log"
-        return path.read_text(errors="replace") if path.exists() else ""
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +73,39 @@ def test_the_package_list_suffices(bare: BareRoot) -> None:
     pdf = bare.folder / "runs/one/report.pdf"
     assert pdf.read_bytes().startswith(b"%PDF")
     assert pdf.stat().st_size > 20_000, "hardly anything is in it"
+
+
+@pytest.mark.vm
+def test_the_main_job_runs_whole(bare: BareRoot) -> None:
+    """`./hvct compare` builds the default image there, measures, and writes its report."""
+    need_set_up(bare)
+    options = ("--arms", "container,process,vm", "--blocks", "7", "--output", "runs/main")
+    out, _ = bare.finish(bare.start("./hvct", "compare", "redis", *options))
+    assert "runs/main/report.html" in out
+    folder = bare.folder / "runs/main"
+    trials = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    assert Counter((trial["arm"], trial["outcome"]) for trial in trials) == {
+        (arm, "ok"): 7 for arm in ("container", "process", "vm")
+    }
+    page = (folder / "report.html").read_text()
+    assert "redis to PING" in page and "vm (" in page
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+    stored = json.loads((folder / "run.json").read_text())
+    assert any(line.startswith("redis-server ") for line in stored["images"]["default"]["packages"])
+
+
+def test_the_other_command_sets_up_and_runs_its_tests(bare: BareRoot) -> None:
+    """`./hvct test` brings what tests need from PyPI, and runs them; here without packages.
+
+    The distribution packages of [test] are 1 GB: `nox -s bare` sets them up too.
+    """
+    need_set_up(bare)
+    quick = ("tests/test_numbers.py", "tests/test_schedule.py", "tests/test_plan.py")
+    command = ("./hvct", "test", "--session", "tests", *quick)
+    out, err = bare.finish(bare.start("env", "HVCT_SKIP_PACKAGES=1", *command))
+    assert re.search(r"\b\d\d passed", out), out
+    assert "Session tests was successful" in err
+    assert (bare.folder / ".hvct/stamp-test").exists()
 
 
 @pytest.mark.vm

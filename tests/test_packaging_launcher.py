@@ -132,6 +132,13 @@ def test_packages_are_listed_for_any_distribution(folder: Path) -> None:
     assert not (folder / ".venv").exists() and not (folder / ".hvct").exists()
 
 
+def test_a_part_of_the_checks_has_to_be_named(folder: Path) -> None:
+    """`./hvct test --session` alone is wrong usage, said before anything is set up."""
+    done = start(folder, "test", "--session")
+    assert done.returncode == 2 and "e.g. ./hvct test --session lint" in done.stderr
+    assert not (folder / ".hvct").exists()
+
+
 def test_package_list_gives_a_reason_for_each_package() -> None:
     """Each line names one package once, in every family, and says what it is for."""
     lines = (CHECKOUT / "packages.txt").read_text().splitlines()
