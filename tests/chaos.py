@@ -138,12 +138,12 @@ class Log:
             self.struck[fault.value] = self.struck.get(fault.value, 0) + 1
 
     def __str__(self) -> str:
-        """In a few lines."""
-        lines = [f"{count:5} {name}" for name, count in sorted(self.struck.items())]
+        """A line of counts, and a table for a page."""
+        rows = [f"| {name} | {count} |" for name, count in sorted(self.struck.items())]
         head = (
             f"{self.rounds} rounds, {sum(self.struck.values())} faults, {self.late} came too late"
         )
-        return "\n".join([head, *lines])
+        return "\n".join([head, "", "| fault | times |", "|---|---|", *rows])
 
 
 def play(game: Round, folder: Path, log: Log) -> None:

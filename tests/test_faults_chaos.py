@@ -18,6 +18,26 @@ pytestmark = [pytest.mark.root, pytest.mark.vm]
 SHORT_ROUNDS = 2
 
 
+LIBVIRTD = (372, 1)
+"""Seed and round in which libvirtd is killed, then harness and helpers: virtual machines by it."""
+
+
+def test_a_daemon_that_is_killed_and_then_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on when libvirtd is back, at most the current block is lost, nothing stays."""
+    game = chaos.draw(*LIBVIRTD, machines=True)
+    assert game.daemon and "vm" in game.arms
+    assert [blow.fault for blow in game.blows] == [chaos.Fault.DAEMON, chaos.Fault.ONE_BY_ONE]
+    log = chaos.Log()
+    try:
+        chaos.play(game, tmp_path, log)
+    finally:
+        with capsys.disabled():
+            print(f"\n  {game}\n{log}")
+    assert log.struck.get(chaos.Fault.DAEMON.value) == 1, "it came too late"
+
+
 def test_whatever_happens_nothing_stays_and_nothing_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
