@@ -284,6 +284,7 @@ def test_a_dry_run_prints_the_plan_and_its_time(
     shown = capsys.readouterr().out
     assert "3 arms × 2 workloads × 12 blocks" in shown and "about" in shown
     assert "redis-server" in shown and "startup_ready of kv" in shown
+    assert '[[workload]]\nname = "sum"' in shown and "# ready: " in shown
     words = ["compare", "--plan", str(documented_plan), "--dry-run", "--json"]
     assert main([*words, "--arms", "container,process", "--blocks", "7", "--seed", "5"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -291,6 +292,48 @@ def test_a_dry_run_prints_the_plan_and_its_time(
     assert document["plan"]["arms"] == ["container", "process"]
     assert (document["plan"]["blocks"], document["plan"]["seed"]) == (7, 5)
     assert list(documented_plan.parent.iterdir()) == [documented_plan]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--plan", "mine.toml"],
+        [],
+        ["startup", "idle", "elastic", "--arms", "all", "--blocks", "20", "--seed", "0"],
+        [
+            "--image",
+            "busybox",
+            "-e",
+            "A=b\tc",
+            "--ready",
+            "line:^u\\s",
+            "--",
+            "sh",
+            "-c",
+            "echo 'up'\n",
+        ],
+    ],
+    ids=["documented", "quick", "built in", "image"],
+)
+def test_what_a_dry_run_prints_is_a_plan_file(
+    words: list[str],
+    documented_plan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given to --plan it is the same plan, whatever the first one was made of."""
+    monkeypatch.chdir(documented_plan.parent)
+    dry = ["--dry-run", "--json"]
+    tail = words.index("--") if "--" in words else len(words)
+    words, argv = words[:tail], words[tail:]
+    if "--seed" not in words:
+        words = [*words, "--seed", "77"]
+    assert main(["compare", *words, *dry, *argv]) == 0
+    first = json.loads(capsys.readouterr().out)["plan"]
+    assert main(["compare", *words, "--dry-run", *argv]) == 0
+    Path("printed.toml").write_text(capsys.readouterr().out)
+    assert main(["compare", "--plan", "printed.toml", *dry]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"] == first
 
 
 def test_the_time_is_learned_from_what_was_run() -> None:

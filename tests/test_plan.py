@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import plan, plan_file
+from bench import plan, plan_file, plan_text
 from bench.errors import BadInput
-from bench.model import MetricRule, NetworkMode, Readiness, ReadyKind, Workload
+from bench.model import (
+    Better,
+    Limits,
+    MemoryBasis,
+    MetricRule,
+    NetworkMode,
+    Readiness,
+    ReadyKind,
+    Scale,
+    Security,
+    Workload,
+)
+from bench.plan import Plan
 from bench.plan_file import parse_size
 from bench.stats.planning import MOST_PRIMARY
 from bench.store import jsonable
@@ -59,6 +72,68 @@ def test_a_plan_file_becomes_a_plan(tmp_path: Path) -> None:
 def test_a_given_seed_goes_before_the_plans(tmp_path: Path, seed: int) -> None:
     """Zero is one too."""
     assert plan_file.from_toml(write(tmp_path, GOOD), seed=seed).seed == seed
+
+
+EVERY_KEY = Plan(
+    name="all",
+    arms=("vm", "vm:direct", "container"),
+    workloads=(
+        Workload(
+            name="w",
+            title="a \"title\" of 'two' lines\n\tü€😀\x7f\x01\\",
+            image="r.lan:5000/x@sha256:00",
+            argv=("sh", "-c", "printf '\\\\n%s' \"$A\"", ""),
+            env=(("A", "b=c"), ("WITH-DASH", ""), ("Ü", "x\ny")),
+            user="1:2",
+            workdir="/a b",
+            ready=Readiness(
+                ReadyKind.HEALTH, port=1, path="/x", pattern="^a$", command=("a", "b c"),
+                interval_s=0.1, timeout_s=1e-05, send=b"PING\r\n", expect=b"+",
+            ),
+            until="ready",
+            hold_s=0.25,
+            timeout_s=1e4,
+            expect_status=3,
+            limits=Limits(
+                cpus=1.5, memory_bytes=3 << 30, memory_basis=MemoryBasis.NOMINAL, pids=9,
+                writable_bytes=5 << 20, shm_bytes=7 << 20, scratch_bytes=64 << 20,
+            ),
+            network=NetworkMode.BRIDGE,
+            security=Security.SAME,
+            metrics=(
+                MetricRule("rate", "1/s", Scale.DIFFERENCE, Better.LOWER, "stderr", r"r: (\d+)"),
+                MetricRule("deep", "s", pointer="/a/0"),
+            ),
+            work_units=2.5,
+            work_unit_name="MiB",
+        ),
+    ),
+    blocks=14,
+    seed=0,
+    primary=(("rate", "w"), ("startup_ready", "w")),
+    margins={"rate": 0.5, "startup_ready": 0.2},
+    invalidation={"steal_cpus": 0.5},
+)  # fmt: skip
+
+
+def test_every_key_survives_being_written(tmp_path: Path) -> None:
+    """A plan as text is the same plan when it is read again, quotes and line ends included."""
+    changed = {
+        field.name
+        for made, default in (
+            (EVERY_KEY.workloads[0], Workload("", "", "")),
+            (EVERY_KEY.workloads[0].limits, Limits()),
+            (EVERY_KEY.workloads[0].ready, Readiness()),
+            (EVERY_KEY.workloads[0].metrics[0], MetricRule("", "")),
+        )
+        for field in dataclasses.fields(made)
+        if getattr(made, field.name) == getattr(default, field.name)
+    }
+    assert changed == {"swap_bytes", "writable_inodes", "pointer"}, "these are no keys, or above"
+    notes = {"w": "a note\nof \x01 two lines"}
+    assert plan_file.from_toml(write(tmp_path, plan_text.toml(EVERY_KEY, notes))) == EVERY_KEY
+    plain = dataclasses.replace(EVERY_KEY, margins={}, invalidation=dict(plan.INVALIDATION))
+    assert plan_file.from_toml(write(tmp_path, plan_text.toml(plain))) == plain
 
 
 def test_a_stored_plan_comes_back_equal(tmp_path: Path) -> None:

@@ -191,12 +191,15 @@ hvct compare startup --arms all                 beside runc and other peers
 hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
 hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x    pulled if missing
 hvct compare --image ./app.tar --ready http:8080/health -- serve --fast
-hvct compare --plan mine.toml --dry-run         what would be done, how long
+hvct compare redis --dry-run >mine.toml         the plan as a file, how long
+hvct compare --plan mine.toml
 hvct compare redis --tune                       on a quieter host (hvct tune)
 hvct compare xz --json >xz.json                 the figures for a program
 
 Results go to runs/DATE-NAME: all trials, report.html, .pdf, .json, samples.csv.
 Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
+A registry with a login: hvct image login. One with its own CA: hvct image pull
+--cert-dir first, then it is in the cache.
 """,
     )  # fmt: skip
     parser.add_argument(
@@ -238,7 +241,9 @@ Ctrl-C ends it cleanly; hvct resume goes on. Exit status 1: some trial failed.
         help="give verdicts on TCG figures too (development; marks every page)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the plan and how long it takes, run nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the plan as a TOML file, and how long it takes; run nothing",
     )
     _tune_options(parser)
     _measuring_options(parser)
@@ -390,6 +395,8 @@ Without a command the image's own is run. The exit status is the command's,
 128 + N when signal N ended it, 127 when its program is not there, 126 when it
 may not be executed; 1 when it could not be started for another reason, 2 and 3
 as for every command. Whatever the instance wrote is gone when it has ended.
+A registry with a login: hvct image login. One with its own CA: hvct image pull
+--cert-dir first, then it is in the cache.
 """,
     )  # fmt: skip
     parser.usage = "hvct run [OPTION…] IMAGE [--] [CMD…]"

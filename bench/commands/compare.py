@@ -22,6 +22,7 @@ from bench import (
     journal,
     plan,
     plan_file,
+    plan_text,
     registration,
     schedule,
     spec,
@@ -136,7 +137,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 
 def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> int:
-    """What would be run, and how long it would take."""
+    """What would be run, as a plan file, and how long it would take."""
     if options.json:
         document = {
             "plan": store.jsonable(chosen),
@@ -145,16 +146,18 @@ def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> in
         }
         print(json.dumps(document, indent=1))
         return 0
-    with open_progress(chosen, sys.stdout) as out:
-        out.banner("Plan", announce(chosen, directory))
-        out.banner("Arms", ", ".join(chosen.arms))
-        for workload in chosen.workloads:
-            argv = shlex.join(workload.argv) if workload.argv else "(the image's own command)"
-            out.banner("Work", f"{workload.name}: {workload.title} · image {workload.image}")
-            out.banner("", argv)
-            out.banner("Ready", ready_rule(workload))
-        judged = (f"{metric} of {name}" for metric, name in chosen.primary)
-        out.banner("Judged", ", ".join(judged))
+    notes = {
+        workload.name: ("" if workload.argv else "the image's own command; ")
+        + f"ready: {ready_rule(workload)}"
+        for workload in chosen.workloads
+    }
+    judged = ", ".join(f"{metric} of {name}" for metric, name in chosen.primary)
+    comments = [announce(chosen, directory), f"judged: {judged}"]
+    if chosen.judge_emulated:
+        comments.append("with --judge-emulated, which is no part of a plan file")
+    for comment in comments:
+        print(f"# {plan_text.printable(comment)}")
+    print(plan_text.toml(chosen, notes), end="")
     return 0
 
 
