@@ -89,6 +89,28 @@ def test_certificate_password_and_login(image: Command, registry: Registry) -> N
     assert image("pull", there, ca, authfile).code == 2
 
 
+def test_run_and_compare_take_what_was_pulled(image: Command, registry: Registry) -> None:
+    """They have no options for registries: they say which command has, and then find the image."""
+    there = f"{registry.host}/team/run-me:1"
+    ca = f"--cert-dir={registry.certificates}"
+    assert image("build", "busybox").code == 0
+    assert image("login", registry.host, ca, f"--username={USER}", "--password-stdin",
+                 said=PASSWORD).code == 0  # fmt: skip
+    assert image("push", "busybox", there, ca).code == 0
+    compare = ("compare", "--image", there, "--arms", "container,process", "--dry-run", "--json")
+    run = ("run", there, "--", "echo", "ran")
+
+    def said(*words: str) -> faults.Done:
+        return faults.hvct(*words, env={**image.env, "HVCT_DEBUG": ""})
+
+    said(*run).says(2, "certificate", f"hvct image pull {there} --cert-dir FOLDER")
+    assert image("pull", there, ca).code == 0
+    done = said(*run)
+    assert (done.code, done.out) == (0, "ran\n"), done
+    done = said(*compare, "--", "true")
+    assert json.loads(done.out)["plan"]["workloads"][0]["image"] == there
+
+
 def test_options_that_make_no_sense(image: Command, registry: Registry, tmp_path: Path) -> None:
     """A user without a password, a folder that is none, a reference that is none."""
     there = f"{registry.host}/team/bb:1"
