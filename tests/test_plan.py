@@ -87,7 +87,7 @@ EVERY_KEY = Plan(
             user="1:2",
             workdir="/a b",
             ready=Readiness(
-                ReadyKind.HEALTH, port=1, path="/x", pattern="^a$", command=("a", "b c"),
+                ReadyKind.REPLY, port=1, path="/x", pattern="^a$", command=("a", "b c"),
                 interval_s=0.1, timeout_s=1e-05, send=b"PING\r\n", expect=b"+",
             ),
             until="ready",
@@ -101,11 +101,15 @@ EVERY_KEY = Plan(
             network=NetworkMode.BRIDGE,
             security=Security.SAME,
             metrics=(
-                MetricRule("rate", "1/s", Scale.DIFFERENCE, Better.LOWER, "stderr", r"r: (\d+)"),
+                MetricRule(
+                    "rate", "1/s", Scale.DIFFERENCE, Better.LOWER, "stderr", r"r: (\d+)",
+                    repeats="first",
+                ),
                 MetricRule("deep", "s", pointer="/a/0"),
             ),
             work_units=2.5,
             work_unit_name="MiB",
+            exchanges=200,
         ),
     ),
     blocks=14,
