@@ -21,7 +21,6 @@ from bench import (
     host,
     journal,
     plan,
-    plan_file,
     plan_text,
     registration,
     schedule,
@@ -66,6 +65,8 @@ def main(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Go on with an interrupted run."""
+    from bench import plan_file  # pydantic: 7 MiB and 0.1 s that a quick run need not spend
+
     stored = store.load(options.run)
     chosen = plan_file.from_run(stored.run["plan"])
     need_root()
@@ -111,6 +112,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     if options.plan is not None:
         if options.workload or options.image_option:
             raise BadInput("--plan already says which workloads", "leave the workload names out")
+        from bench import plan_file
+
         made = plan_file.from_toml(options.plan, seed=options.seed)
         changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
         if names:
