@@ -131,6 +131,7 @@ def analyse(run: Run, first_line: int = 2) -> model.RunReport:
         threats=threats.threats(run, arms, comparisons, findings, counts),
         gaps=threats.gaps(run, arms, comparisons, summaries, counts),
         costs=run.costs,
+        steps=tuple(run.steps),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from bench.ledger import ArmCosts, CostModel
 from bench.numbers import format_estimate
 from bench.stats.slope import Estimate
+from bench.steps import Step
 from reports.model import RunReport
 
 PART_ORDER = ("guest", "vmm", "anon", "shmem", "kernel", "kernel_beyond", "helpers", "harness",
@@ -99,16 +100,94 @@ def sentences(model: CostModel | None) -> list[str]:
     ]
 
 
-def section(run: RunReport) -> dict[str, Any] | None:
-    """The page's section; None for a run that holds no costs."""
+FROM_TRIALS = {
+    "each start and end: host CPU": ("cpu_life", "held"),
+    "each start: time until ready": ("startup_ready", "held"),
+    "work: ": ("cpu_window", "work"),
+}
+"""Beginnings of the titles of prices that come from trials, not from steps."""
+
+
+def section(
+    run: RunReport, prefix: str, anchor: Callable[[str, str], str]
+) -> dict[str, Any] | None:
+    """The page's section; None for a run that holds no costs.
+
+    Args:
+        anchor: where the samples of a metric and workload stand.
+    """
     model = run.costs
     if model is None:
         return None
     places = [arm.name for arm in run.arms]
+    prices, ledger = price_rows(model), ledger_rows(model)
+    from_steps = [step_anchor(prefix, places.index(arm.arm)) for arm in model.arms]
+    workloads = {"held": model.workload, "work": model.work}
+
+    def raws(title: str) -> list[str]:
+        for beginning, (metric, which) in FROM_TRIALS.items():
+            if title.startswith(beginning):
+                return [anchor(metric, workloads[which])] * len(model.arms)
+        return from_steps
+
     return {
+        "price_raws": [raws(title) for title, _ in prices],
+        "ledger_raws": [from_steps] * len(ledger),
         "workload": run.workload(model.workload).title,
         "arms": [(places.index(arm.arm), arm.label) for arm in model.arms],
-        "prices": price_rows(model),
-        "ledger": ledger_rows(model),
+        "prices": prices,
+        "ledger": ledger,
         "remarks": remarks(model),
     }
+
+
+def step_anchor(prefix: str, place: int) -> str:
+    """Where the steps of an arm stand."""
+    return f"{prefix}steps-{place}"
+
+
+STEP_COLUMNS: tuple[tuple[str, Callable[[Step], float | None]], ...] = (
+    ("Host available", lambda s: s.available_bytes),
+    ("Host kernel", lambda s: s.kernel_bytes),
+    ("Anonymous", lambda s: s.anon_bytes),
+    ("of guest RAM", lambda s: s.guest_bytes),
+    ("Shared, tmpfs", lambda s: s.shmem_bytes),
+    ("Kernel, charged", lambda s: s.charged_kernel_bytes),
+    ("File, charged", lambda s: s.file_bytes),
+    ("PSS", lambda s: s.pss_bytes),
+    ("Helpers", lambda s: s.helpers_bytes),
+    ("hvct", lambda s: s.harness_bytes),
+)
+
+
+def steps(run: RunReport, prefix: str) -> dict[str, Any] | None:
+    """The appendix of steps; None for a run that holds none."""
+    if not run.steps:
+        return None
+    found = []
+    for place, arm in enumerate(run.arms):
+        own = [step for step in run.steps if step.arm == arm.name]
+        rows = [
+            {
+                "name": f"{one.round + 1}"
+                + (f", attempt {one.attempt}" if one.attempt > 1 else "")
+                + (f", cut short: {one.error}" if one.error else ""),
+                "instances": one.instances,
+                "texts": [*(_mib(of(one)) for _, of in STEP_COLUMNS), _cpus(one)],
+            }
+            for one in own
+        ]
+        if rows:
+            found.append({"id": step_anchor(prefix, place), "place": place, "label": arm.label,
+                          "rows": rows})  # fmt: skip
+    return {"heads": [*(title for title, _ in STEP_COLUMNS), "CPUs"], "arms": found}
+
+
+def _mib(size: float | None) -> str:
+    return "–" if size is None else f"{size / (1 << 20):,.2f}"
+
+
+def _cpus(step: Step) -> str:
+    if not step.window_s > 0:
+        return "–"
+    return f"{(step.cpu_s + step.helpers_cpu_s) / step.window_s:.4f}"

@@ -22,7 +22,7 @@ from bench.errors import BadInput, oserror
 from bench.identity import PairIdentity, compare
 from bench.ledger import CostModel, cost_model
 from bench.model import Finding, Outcome
-from bench.steps import STEPS_FILE
+from bench.steps import STEPS_FILE, Step, read_steps
 from bench.store import RUN_FILE, TRIALS_FILE, load
 
 HINT = "the file was changed by hand or damaged; restore it from a copy"
@@ -55,6 +55,7 @@ class Run:
         excluded: trials of blocks that were cut short.
         damaged_lines: lines of the trials file that could not be read.
         costs: what instances that stood idle cost, where there were any.
+        steps: what was read while they stood, in the order they did.
         digests: SHA-256 of the files everything here was read from.
     """
 
@@ -73,6 +74,7 @@ class Run:
     excluded: int
     damaged_lines: int
     costs: CostModel | None
+    steps: list[Step]
     digests: dict[str, str]
 
 
@@ -116,6 +118,7 @@ def _read(directory: Path, path: Path) -> Run:
         excluded=len(stored.excluded),
         damaged_lines=stored.damaged_lines,
         costs=cost_model(directory, stored.run, stored.trials),
+        steps=read_steps(directory),
         digests={
             name: _digest(directory / name)
             for name in (RUN_FILE, TRIALS_FILE, STEPS_FILE)

@@ -84,7 +84,12 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "glossary": data.glossary,
         "metrics": list(metrics.values()),
         "joint": _joint(data),
-        "joint_picture": _picture(joint, runs[0]["prefix"], for_print=for_print) if joint else None,
+        "joint_picture": _picture(
+            joint, [(run["id"], f"{run['prefix']}samples") for run in runs], for_print=for_print
+        )
+        if joint
+        else None,
+        "raws": {run.id: Tables(run, _prefix(n, single)).anchor for n, run in enumerate(data.runs)},
         "agreement": data.agreement,
         "likeness": data.likeness,
         "merged": data.merged,
@@ -129,6 +134,7 @@ def _contents(runs: Sequence[Mapping[str, Any]], merged: Sequence[str]) -> list[
             for slug, title in (
                 ("definitions", "start-up time as others define it"),
                 ("samples", "samples"),
+                *([("steps", "steps")] if run["steps"] else []),
             )
         ),
     ]
@@ -141,6 +147,7 @@ def _run(
     names = [arm.name for arm in run.arms]
     ends = {item.key: item.theirs for item in run.definitions}
     shown = run.headlines[:MOST_HEADLINES]
+    least = next((item.workload for item in run.defined), "")
     failures = run.failures[:100]
     return {
         **{name: getattr(run, name) for name in (
@@ -155,16 +162,19 @@ def _run(
         "pairs": [(*pair, " ".join(str(names.index(name)) for name in pair[:2]))
                   for pair in run.pairs],
         "shows_published": bool(run.published),
-        "costs": costs.section(run),
+        "costs": costs.section(run, prefix, tables.anchor),
+        "steps": costs.steps(run, prefix),
         "samples": tables.samples(),
         "defined": tables.defined(),
         "threats": [(kind, question, [item for item in run.threats if item.kind == kind])
                     for kind, question in threats.KINDS.items()
                     if any(item.kind == kind for item in run.threats)],
-        "published": [dataclasses.asdict(item) | {"definition": ends[item.definition]}
-                      for item in run.published if item.ours],
+        "published": [dataclasses.asdict(item) | {
+                          "definition": ends[item.definition],
+                          "raw": tables.by_definition(item.definition, least),
+                      } for item in run.published if item.ours],
         "unpublished": sum(not item.ours for item in run.published),
-        "least": next((run.workload(item.workload).title for item in run.defined), ""),
+        "least": run.workload(least).title if least else "",
         "emulated": any(arm.emulated for arm in run.arms),
         "columns": columns(len(run.arms), len(run.pairs)),
         "title": f"{_kinds(run)}: what {wording.listing(_short_titles(run))} cost",
@@ -178,7 +188,7 @@ def _run(
         "its median; each effect stands with its 95 % interval, below it the same on the other "
         "scale, n, and the verdict. ★ marks what was judged.",
         "pictures": {
-            slug: _picture(picture, prefix, for_print=for_print)
+            slug: _picture(picture, tables.shown(slug), for_print=for_print)
             for slug, picture in pictures.items()
         },
         "family_sections": [tables.section(name, title) for name, title in run.families],
@@ -200,18 +210,23 @@ def _run(
         f"The first {len(failures)} of {len(run.failures)} trials that did not end well; all of "
         "them are in report.json.",
         "disturbances": facts.disturbances(run),
-        "robustness": run.robustness,
+        "robustness": {
+            name: [row | {"raw": tables.anchor(row["metric"], row["workload"])} for row in rows]
+            for name, rows in run.robustness.items()
+        },
         "host_rows": facts.host(run),
         "provenance": facts.provenance(run),
         "descriptions": facts.descriptions(run),
     }  # fmt: skip
 
 
-def _picture(picture: charts.Picture, prefix: str, *, for_print: bool) -> dict[str, str]:
+def _picture(
+    picture: charts.Picture, raw: Sequence[tuple[str, str]], *, for_print: bool
+) -> dict[str, Any]:
     return {
         "title": picture.title,
         "caption": picture.caption,
-        "raw": f"{prefix}samples",
+        "raw": raw,
         "svg": _embedded(picture) if for_print else _themed(picture.svg),
     }
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.ledger import CostModel
+from bench.steps import Step
 
 FORMAT = 2
 """Of report.json. 1: first version. 2: bands of distributions; series with their lines in
-samples.csv; definitions, published, threats, gaps; several runs joined; costs."""
+samples.csv; definitions, published, threats, gaps; several runs joined; costs and
+the steps they follow from."""
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,7 @@ class RunReport:
     threats: tuple[Threat, ...]
     gaps: tuple[str, ...]
     costs: CostModel | None
+    steps: tuple[Step, ...]
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""

@@ -46,6 +46,8 @@ def both_ways(
             continue
         found.append(
             {
+                "metric": counted.metric,
+                "workload": counted.workload,
                 "title": f"{counted.title or counted.metric} of {counted.workload}",
                 "pair": f"{counted.arm} ÷ {counted.baseline}",
                 "n": counted.n_pairs,
@@ -68,6 +70,8 @@ def _key(one: Comparison) -> tuple[str, str, str, str]:
 class _Looked:
     """One series in run order, and what was asked of it."""
 
+    metric: str
+    workload: str
     title: str
     of: str
     effect: bool
@@ -94,6 +98,8 @@ def moved(values: Values, rows: Rows) -> list[dict[str, Any]]:
         )
         found.append(
             {
+                "metric": one.metric,
+                "workload": one.workload,
                 "title": one.title,
                 "of": one.of,
                 "effect": one.effect,
@@ -137,7 +143,8 @@ def _look(
         change = drift.change(numbers)
         if change is not None:
             yield _Looked(
-                title, of, effect, ratio, series.unit, blocks, numbers,
+                series.metric, series.workload, title, of, effect, ratio, series.unit, blocks,
+                numbers,
                 drift.trend_p(numbers), change,
             )  # fmt: skip
 

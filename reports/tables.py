@@ -84,6 +84,7 @@ class Tables:
     def __init__(self, run: RunReport, prefix: str) -> None:
         self.run = run
         self.prefix = prefix
+        self.all = f"{prefix}samples"
         self.by_id = {row.id: row for row in run.comparisons}
         self.cells = {(row.metric, row.workload, row.arm, row.baseline): row
                       for row in run.comparisons}  # fmt: skip
@@ -154,7 +155,7 @@ class Tables:
 
     def anchor(self, metric: str, workload: str) -> str:
         """Where the samples of a figure stand; where it has none, where all stand."""
-        return self.raw.get((metric, workload), f"{self.prefix}samples")
+        return self.raw.get((metric, workload), self.all)
 
     def samples(self) -> list[dict[str, Any]]:
         """Every series under its metric and workload."""
@@ -176,14 +177,40 @@ class Tables:
             for (metric, workload), rows in groups.items()
         ]
 
-    def defined(self) -> list[tuple[str, list[tuple[str, tuple[str, ...]]]]]:
+    def defined(self) -> list[tuple[str, list[tuple[str, tuple[str, ...], str]]]]:
         """Start-up by definition, under each workload's title."""
         studies = {item.key: item.study for item in self.run.definitions}
-        found: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        found: dict[str, list[tuple[str, tuple[str, ...], str]]] = {}
         for item in self.run.defined:
             title = self.run.workload(item.workload).title
-            found.setdefault(title, []).append((studies[item.definition], item.texts))
+            found.setdefault(title, []).append(
+                (
+                    studies[item.definition],
+                    item.texts,
+                    self.by_definition(item.definition, item.workload),
+                )
+            )
         return list(found.items())
+
+    def by_definition(self, definition: str, workload: str) -> str:
+        """Where the samples stand whose interval ends as this definition does."""
+        ours = next(item.ours for item in self.run.definitions if item.key == definition)
+        end = ours.rpartition("→ ")[2]
+        return self.anchor("teardown" if end == "released" else f"startup_{end}", workload)
+
+    def shown(self, slug: str) -> list[tuple[str, str]]:
+        """Where the samples of a chart stand, workload by workload."""
+        if slug == "forest":
+            return [("", self.anchor(*key)) for key in self._primary()[:1]] or [("", self.all)]
+        family = {**{s: name for name, slugs in FAMILY_PICTURES.items() for s in slugs},
+                  "run-order": "start-up"}.get(slug, slug.removeprefix("forest-"))  # fmt: skip
+        found: dict[str, str] = {}
+        for metric, workload in self.raw:
+            known = self.metrics.get(metric)
+            if known and plain(known.family) == plain(family):
+                found.setdefault(workload, self.raw[(metric, workload)])
+        named = [(self.run.workload(name).title, raw) for name, raw in found.items()]
+        return named or [("", self.all)]
 
     def row(self, metric: str, workload: str, title: str, note: str) -> dict[str, Any]:
         """One line of a table: every arm's level, every pair's effect."""
@@ -202,13 +229,15 @@ class Tables:
 
     def key_rows(self) -> list[dict[str, Any]]:
         """The plan's primary metrics that were measured."""
-        wanted = [tuple(entry) for entry in self.run.plan["primary"]]
-        chosen = [key for key in wanted if key in self.keys]
         rows = [
             self.row(metric, name, self.metrics[metric].title, self.run.workload(name).title)
-            for metric, name in chosen
+            for metric, name in self._primary()
         ]
         return [{"title": "", "rows": rows}] if rows else []
+
+    def _primary(self) -> list[tuple[str, str]]:
+        wanted = [(str(metric), str(name)) for metric, name in self.run.plan["primary"]]
+        return [key for key in wanted if key in self.keys]
 
     def section(self, family: str, title: str) -> dict[str, Any]:
         """One family of metrics: its table grouped by workload."""

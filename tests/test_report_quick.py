@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -9,10 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import known_costs
 import pytest
 import synthetic
 
-from reports import report
+from reports import costs, report
+from reports.data import read
 
 QUESTIONS = (
     "What was compared?", "Was it the same work?", "Which is better?", "What came out?",
@@ -133,3 +136,157 @@ def test_the_contents_lead_to_their_pages(files: dict[str, Path]) -> None:
         assert title in page(files["pdf"], stands[title])
     numbers = [stands[title] for title in titles]
     assert numbers == sorted(numbers) and numbers[0] > 1 and numbers[-1] <= pages(files["pdf"])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """A report on costs, and one of three runs as one."""
+    folder = tmp_path_factory.mktemp("others")
+    costly = synthetic.write_run(folder / "costs", workloads=("redis", "xz"), blocks=4)
+    record = json.loads((costly / "run.json").read_text())
+    (costly / "run.json").write_text(json.dumps({**record, "costs": known_costs.COSTS}))
+    known_costs.write(costly)
+    runs = []
+    for n in range(3):
+        about = synthetic.run_record(run_id=f"run-{n}", kind="kvm", blocks=12, workloads=("redis",))
+        about["host"]["boot_id"] = f"boot-{n}"
+        runs.append(synthetic.write_run(folder / f"run-{n}", record=about, seed=n + 1))
+    formats = ("html", "pdf", "json")
+    return {
+        "costs": report.build([costly], formats),
+        "runs": report.build(runs, formats, folder / "three"),
+    }
+
+
+# -- every figure leads to its samples -------------------------------------------------------
+
+NOT_SAMPLED = {"Outcomes", "Disturbances", "Metrics", "Samples", "Steps"}
+"""Counts of trials, readings of the host (in trials.jsonl), margins; and the samples themselves."""
+
+FIGURES = {
+    "quick": {"Primary metrics", "Figures: Memory", "With and without the blocks left out",
+              "Did anything move while it ran?", "Start-up by definition", "Published figures"},
+    "costs": {"Cost", "Memory of one more"},
+    "runs": {"Runs compared", "The runs as one, on this host"},
+}  # fmt: skip
+"""Tables that must have been looked at."""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_leads_to_its_samples(
+    files: dict[str, Path], others: dict[str, dict[str, Path]], name: str
+) -> None:
+    """No cell with a measured number is without a link, and each leads to samples or steps."""
+    text = (files if name == "quick" else others[name])["html"].read_text()
+    tables = re.findall(r'<div class="scroll[^>]*aria-label="([^"]*)">(.*?)</table>', text, re.S)
+    assert len(tables) > 5
+    ids = set(re.findall(r' id="([^"]*)"', text))
+    looked = set()
+    for title, table in tables:
+        plain = re.sub(r", run run-\d$", "", html.unescape(title))
+        if plain in NOT_SAMPLED:
+            continue
+        for kind, cell in re.findall(r'<td class="(value|effect|number)"[^>]*>(.*?)</td>', table):
+            shown = re.sub(r"<[^>]*>", " ", cell)
+            if not re.search(r"\d", shown):
+                continue
+            targets = re.findall(r'<a class="raw" href="#([^"]*)"', cell)
+            assert targets, (plain, kind, shown)
+            looked.add(plain)
+            for target in targets:
+                assert target in ids
+                assert re.fullmatch(r"(run\d-)?(raw-\d+|steps-\d+)", target), (plain, target)
+    assert looked >= FIGURES[name], FIGURES[name] - looked
+    for caption in re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL):
+        assert '<a href="#' in caption
+
+
+def test_the_appendix_of_steps_holds_what_was_read(others: dict[str, dict[str, Path]]) -> None:
+    """Each stored step stands there once, in order, as the costs were computed from it."""
+    text = others["costs"]["html"].read_text()
+    stored = read(others["costs"]["html"].parent).steps
+    assert len(stored) == known_costs.ROUNDS * sum(map(len, known_costs.STEPS.values()))
+    section = text[text.index('<section id="steps">') :].partition("</section>")[0]
+    rows = [
+        re.sub(r"<[^>]*>", " ", row).split() for row in re.findall(r"<tr data.*?</tr>", section)
+    ]
+    by_arm = sorted(stored, key=lambda step: ["container", "vm"].index(step.arm))
+    assert len(rows) == len(by_arm)
+    for row, step in zip(rows, by_arm, strict=True):
+        assert [int(row[0]), int(row[1])] == [step.round + 1, step.instances]
+        assert float(row[2].replace(",", "")) == pytest.approx(
+            step.available_bytes / 2**20, abs=0.006
+        )
+        assert float(row[-1]) == pytest.approx(
+            (step.cpu_s + step.helpers_cpu_s) / step.window_s, abs=6e-5
+        )
+
+
+def test_levels_are_links_in_the_pdf_too(files: dict[str, Path], run: dict[str, Any]) -> None:
+    """Every arm's figure among the primary metrics leads to a page of the appendix."""
+    argv = ["pdftohtml", "-xml", "-i", "-f", "2", "-l", "2", "-stdout", str(files["pdf"])]
+    told = subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+    linked = {html.unescape(text) for text in re.findall(r"<a href=\"[^\"]*\">([^<]*)</a>", told)}
+    for metric, workload in run["plan"]["primary"]:
+        levels = [s["text"] for s in run["summaries"]
+                  if (s["metric"], s["workload"]) == (metric, workload)]  # fmt: skip
+        assert len(levels) == 3 and set(levels) <= linked, levels
+
+
+# -- the same numbers in every format --------------------------------------------------------
+
+
+def everything(path: Path) -> str:
+    """All words of a page or a PDF, without spaces."""
+    if path.suffix == ".pdf":
+        argv = ["pdftotext", "-raw", str(path), "-"]
+        text = subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+    else:
+        text = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", path.read_text(), flags=re.DOTALL)
+        text = html.unescape(re.sub(r"<[^>]*>", " ", text))
+    return "".join(text.split())
+
+
+def missing(wanted: list[str], path: Path) -> list[str]:
+    """Which of these texts a file lacks."""
+    text = everything(path)
+    return [one for one in wanted if "".join(one.split()) not in text]
+
+
+def test_disturbances_and_robustness_are_the_json_s(
+    files: dict[str, Path], run: dict[str, Any]
+) -> None:
+    """Every reading, both ways of each verdict, every look for a drift: in HTML and PDF."""
+    ways, moved = run["robustness"]["both_ways"], run["robustness"]["moved"]
+    wanted = [item["text"] for item in run["disturbances"]]
+    wanted += [way[key] for way in ways for key in ("text", "text_all", "verdict", "verdict_all")]
+    wanted += [one[key] for one in moved for key in ("title", "of", "trend_p", "change_p")]
+    assert len(ways) == 5 and len(moved) > 10 and len(run["disturbances"]) > 10
+    for name in ("html", "pdf"):
+        assert not missing(wanted, files[name]), name
+
+
+def test_costs_are_the_json_s(others: dict[str, dict[str, Path]]) -> None:
+    """Prices, ledger, remarks and the first page's sentences: in HTML and PDF."""
+    built = others["costs"]
+    run = json.loads(built["json"].read_text())["runs"][0]
+    model = read(built["json"].parent).costs
+    assert model is not None and run["costs"] == json.loads(json.dumps(model.as_json()))
+    rows = [*costs.price_rows(model), *costs.ledger_rows(model)]
+    wanted = [text for title, cells in rows for text in (title, *cells)]
+    wanted += [*costs.remarks(model), *costs.sentences(model)]
+    assert len(wanted) > 50
+    for name in ("html", "pdf"):
+        assert not missing(wanted, built[name]), name
+
+
+def test_runs_as_one_are_the_json_s(others: dict[str, dict[str, Path]]) -> None:
+    """Effects, verdicts, spreads and advice over runs: in HTML and PDF."""
+    built = others["runs"]
+    (found,) = json.loads(built["json"].read_text())["merged"]
+    keys = ("title", "text", "verdict", "spread_text", "advice")
+    wanted = [row[key] for row in found["rows"] for key in keys]
+    wanted += [found["note"], *found["members"]]
+    assert len(found["rows"]) > 3
+    for name in ("html", "pdf"):
+        assert not missing(wanted, built[name]), name
