@@ -172,6 +172,14 @@ def launch(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def cold(session: nox.Session) -> None:
+    """Measure a cold VM's start on other machines, and write the table of docs/cold.md."""
+    page = str(ROOT / "docs" / "cold.md")
+    words = ("-m", "tests.perf.cold", "--page", page)
+    session.run(sys.executable, *words, *session.posargs, env={"PYTHONPATH": str(ROOT)})
+
+
+@nox.session(default=False)
 def simulation(session: nox.Session) -> None:
     """Compute docs/method.md's table anew: what the statistics do with data of known truth."""
     session.run(

@@ -356,7 +356,9 @@ class VmBackend:
         if spec.limits.scratch_bytes:
             extra = (*extra, *rootfs.SCRATCH_MODULES)
         if extra not in self._initramfs:
-            self._initramfs[extra] = initramfs(self.kernel, agent_path(), extra)
+            self._initramfs[extra] = initramfs(
+                self.kernel, agent_path(), extra, self.machine.modules
+            )
         return self._initramfs[extra]
 
     @staticmethod
@@ -381,7 +383,7 @@ class VmBackend:
             self._archive(spec).digest,
             self.verdict.accelerator.kind,
             self.emulator.identity,
-            self.machine.type,
+            self.machine.name,
             vcpu_count(spec),
             network.nic(spec) is not None,
             rootfs.host_thp(),

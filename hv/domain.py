@@ -23,18 +23,30 @@ class Machine:
 
     Attributes:
         type: libvirt's machine name.
-        on_root_bus: devices get fixed slots on the root bus, which spares the guest
-            one bridge per device to enumerate.
         acpi: whether the guest is given ACPI tables.
+        pci: devices have fixed slots on the root bus of PCI, which spares the guest one bridge
+            per device to enumerate; else each is a virtio-mmio device.
     """
 
+    name: str
     type: str
-    on_root_bus: bool = True
     acpi: bool = True
+    pci: bool = True
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The guest kernel's modules for the bus that its devices sit on."""
+        return ("virtio_pci",) if self.pci else ("virtio_mmio",)
 
 
 MACHINES: Mapping[str, Machine] = {
-    name: Machine(name) for architecture in ARCHITECTURES.values() for name in architecture.machines
+    machine.name: machine
+    for machine in (
+        *(Machine(name, name) for here in ARCHITECTURES.values() for name in here.machines),
+        # What tests/perf/cold.py compares the default with: docs/cold.md.
+        Machine("q35-noacpi", "q35", acpi=False),
+        Machine("microvm", "microvm", pci=False),
+    )
 }
 
 # Device → slot on the root bus. Fixed, so that every guest enumerates the same tree.
@@ -132,6 +144,7 @@ def command_line(plan: DomainPlan) -> str:
     words = [*_COMMAND_LINE, *plan.architecture.words]
     # After those that the kernel may not know as its own: it drops what it kept for /init so far.
     words += ["rdinit=/init", f"console={plan.architecture.console}"]
+    words += [] if plan.machine.acpi else ["acpi=off"]
     if plan.kind == "tcg":
         words += plan.architecture.emulated_words
         if plan.tsc_khz:  # measured while it boots on a busy host, it can be wrong four times over
@@ -160,7 +173,7 @@ def domain_xml(plan: DomainPlan) -> str:
         _add(features, name)
     _add_cpu(domain, plan)
     clock = _add(domain, "clock", offset="utc")
-    if plan.architecture.hpet:
+    if plan.architecture.hpet and plan.machine.pci:
         _add(clock, "timer", name="hpet", present="no")
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _text(domain, event, "destroy")
@@ -251,8 +264,10 @@ def _add_qemu(domain: ET.Element, plan: DomainPlan) -> None:
 
 
 def _place(device: ET.Element, plan: DomainPlan, name: str) -> None:
-    if plan.machine.on_root_bus:
+    if plan.machine.pci:
         _add(device, "address", type="pci", bus="0x00", slot=f"{SLOTS[name]:#04x}")
+    else:
+        _add(device, "address", type="virtio-mmio")
 
 
 def _add(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:

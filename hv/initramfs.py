@@ -17,8 +17,10 @@ from pathlib import Path
 from bench.cache import cache_dir, lock, workspace
 from hv.kernel import GuestKernel, module_bytes, module_closure
 
-# Loaded by the agent before it speaks: without them there is no channel.
-CHANNEL_MODULES = ("virtio_pci", "virtio_console")
+# Loaded by the agent before it speaks: without them there is no channel. Before it comes that
+# of the bus, which is the machine's.
+BUS_MODULES = ("virtio_pci",)
+CHANNEL_MODULES = ("virtio_console",)
 DISK_MODULES = ("virtio_blk", "erofs", "overlay")
 NETWORK_MODULES = ("virtio_net",)
 ENTROPY_MODULES = ("virtio_rng",)
@@ -46,7 +48,12 @@ class Initramfs:
         return list(dict.fromkeys(name for group in groups for name in self.late[group]))
 
 
-def initramfs(kernel: GuestKernel, agent: Path, extra: Iterable[str] = ()) -> Initramfs:
+def initramfs(
+    kernel: GuestKernel,
+    agent: Path,
+    extra: Iterable[str] = (),
+    bus: tuple[str, ...] = BUS_MODULES,
+) -> Initramfs:
     """The initramfs for this kernel and agent, made once and kept by content.
 
     Raises:
@@ -55,14 +62,16 @@ def initramfs(kernel: GuestKernel, agent: Path, extra: Iterable[str] = ()) -> In
     extra = tuple(extra)
     program = agent.read_bytes()
     key = hashlib.sha256(
-        b"\0".join([_FORMAT, kernel.digest.encode(), program, ",".join(extra).encode()])
+        b"\0".join(
+            [_FORMAT, kernel.digest.encode(), program, ",".join((*bus, "", *extra)).encode()]
+        )
     ).hexdigest()
     folder = cache_dir("initramfs")
     note = folder / f"{key}.json"
     archive = folder / f"{key}.cpio"
     with lock("initramfs"):
         if not (note.exists() and archive.exists()):
-            _make(kernel, program, extra, archive, note)
+            _make(kernel, program, extra, bus, archive, note)
     data = json.loads(note.read_text())
     late = {group: tuple(names) for group, names in data["late"].items()}
     return Initramfs(archive, data["digest"], late)
@@ -87,7 +96,12 @@ def _padded(data: bytes) -> bytes:
 
 
 def _make(
-    kernel: GuestKernel, program: bytes, extra: tuple[str, ...], archive: Path, note: Path
+    kernel: GuestKernel,
+    program: bytes,
+    extra: tuple[str, ...],
+    bus: tuple[str, ...],
+    archive: Path,
+    note: Path,
 ) -> None:
     groups = {
         "disk": DISK_MODULES,
@@ -95,7 +109,7 @@ def _make(
         "entropy": ENTROPY_MODULES,
         "extra": extra,
     }
-    early = module_closure(kernel.modules, CHANNEL_MODULES)
+    early = module_closure(kernel.modules, (*bus, *CHANNEL_MODULES))
     early_names = [_file_name(path) for path in early]
     files = {_file_name(path): path for path in early}
     late: dict[str, list[str]] = {}

@@ -30,7 +30,6 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 def qemu_argv(plan: DomainPlan) -> list[str]:
     """QEMU's command line for a plan. Pure."""
-    bus = "bus=pci.0" if plan.machine.type == "pc" else "bus=pcie.0"
     mib, rest = divmod(plan.memory_bytes, 1 << 20)
     size = f"{mib + bool(rest)}"
     kvm = plan.kind == "kvm"
@@ -38,7 +37,9 @@ def qemu_argv(plan: DomainPlan) -> list[str]:
     cpu += ["migratable=off"] if plan.architecture.hpet else []  # a property of x86 alone
     cpu += [f"{name}=off" for name in plan.disabled_features]
     words = [str(plan.emulator), "-name", f"guest={plan.name},debug-threads=on"]
-    words += ["-machine", f"{plan.machine.type},usb=off,dump-guest-core=off,memory-backend=pc.ram"]
+    acpi = "" if plan.machine.acpi else ",acpi=off"
+    machine = f"{plan.machine.type},usb=off,dump-guest-core=off,memory-backend=pc.ram{acpi}"
+    words += ["-machine", machine]
     words += ["-accel", plan.kind, "-cpu", ",".join(cpu), "-m", size]
     words += [
         "-object",
@@ -48,10 +49,10 @@ def qemu_argv(plan: DomainPlan) -> list[str]:
     ]
     words += ["-smp", f"{plan.vcpus},sockets={plan.vcpus},cores=1,threads=1", "-display", "none"]
     words += ["-no-user-config", "-nodefaults", "-rtc", "base=utc", "-no-reboot"]
-    words += ["-no-hpet"] if plan.architecture.hpet else []
+    words += ["-no-hpet"] if plan.architecture.hpet and plan.machine.pci else []
     words += ["-boot", "strict=on", "-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)]
     words += ["-append", command_line(plan), "-sandbox", SANDBOX]
-    words += ["-device", f"virtio-serial-pci,id=bus,max_ports=2,{bus},addr={SLOTS['channel']:#x}"]
+    words += ["-device", _virtio(plan, "virtio-serial", "channel", "id=bus,max_ports=2")]
     for disk in plan.disks:
         direct = "on" if disk.cache == "none" else "off"
         cache = f"cache.direct={direct},cache.no-flush=off"
@@ -61,22 +62,29 @@ def qemu_argv(plan: DomainPlan) -> list[str]:
         words += ["-blockdev", f"{file},{cache},auto-read-only=on,discard=unmap"]
         raw = f"driver=raw,node-name={disk.target},file={disk.target}-file"
         words += ["-blockdev", f"{raw},read-only={read_only},{cache}"]
-        place = f"{bus},addr={SLOTS[disk.target]:#x}"
         sector = disk.sector_bytes
         sectors = f",logical_block_size={sector},physical_block_size={sector}" if sector else ""
-        device = f"virtio-blk-pci,{place},drive={disk.target},write-cache=on{sectors}"
-        words += ["-device", device]
+        options = f"drive={disk.target},write-cache=on{sectors}"
+        words += ["-device", _virtio(plan, "virtio-blk", disk.target, options)]
     if plan.nic is not None:
         words += ["-netdev", f"tap,id=net,ifname={plan.nic.link},script=no,downscript=no"]
-        card = f"virtio-net-pci,netdev=net,mac={plan.nic.mac},romfile="
-        words += ["-device", f"{card},{bus},addr={SLOTS['nic']:#x}"]
+        options = f"netdev=net,mac={plan.nic.mac}" + (",romfile=" if plan.machine.pci else "")
+        words += ["-device", _virtio(plan, "virtio-net", "nic", options)]
     words += ["-chardev", f"file,id=console,path={_escaped(plan.console)}"]
     words += ["-serial", "chardev:console"]
     words += ["-chardev", f"socket,id=channel,path={_escaped(plan.channel)}"]
     words += ["-device", f"virtserialport,bus=bus.0,nr=1,chardev=channel,name={CHANNEL_NAME}"]
     words += ["-object", "rng-random,id=rng,filename=/dev/urandom"]
-    words += ["-device", f"virtio-rng-pci,rng=rng,{bus},addr={SLOTS['rng']:#x}"]
+    words += ["-device", _virtio(plan, "virtio-rng", "rng", "rng=rng")]
     return words
+
+
+def _virtio(plan: DomainPlan, kind: str, slot: str, options: str) -> str:
+    """A virtio device at its fixed place on the root bus of PCI, where the machine has that."""
+    if not plan.machine.pci:
+        return f"{kind}-device,{options}"
+    bus = "pci.0" if plan.machine.type == "pc" else "pcie.0"
+    return f"{kind}-pci,bus={bus},addr={SLOTS[slot]:#x},{options}"
 
 
 def _escaped(path: Path) -> str:

@@ -28,6 +28,7 @@ from hv.domain import (
     vcpu_count,
 )
 from hv.instance import resident_of
+from hv.qemu import qemu_argv
 from hv.tsc import host_tsc_khz
 
 PLAN = DomainPlan(
@@ -133,6 +134,32 @@ def test_card_and_scratch_disk() -> None:
     assert drivers[1]["io"] == "native"
     slots = [item.get("slot") for item in domain.iter("address")]
     assert len(slots) == len(set(slots)) > 3
+
+
+def test_a_machine_without_pci_has_no_places() -> None:
+    """microvm: each device on virtio-mmio, no timer that it lacks, the bus's module in time."""
+    plan = dataclasses.replace(
+        PLAN, machine=MACHINES["microvm"], nic=Nic("r1-3", "02:00:00:00:00:01")
+    )
+    domain = parse(plan)
+    assert {place.get("type") for place in domain.iter("address")} == {"virtio-mmio"}
+    assert len(list(domain.iter("address"))) == 4  # channel, disk, card, entropy
+    assert domain.find("clock/timer") is None
+    argv = qemu_argv(plan)
+    devices = [argv[i + 1] for i, word in enumerate(argv) if word == "-device"]
+    assert sum("-device," in device for device in devices) == 4
+    assert not any("pci" in word for word in argv) and "-no-hpet" not in argv
+    assert plan.machine.modules == ("virtio_mmio",)
+
+
+def test_a_machine_without_acpi() -> None:
+    """No tables by either way of starting it, and the guest's kernel does not look for any."""
+    plan = dataclasses.replace(PLAN, machine=MACHINES["q35-noacpi"])
+    assert parse(plan).find("features/acpi") is None
+    assert "acpi=off" in command_line(plan).split()
+    assert any("acpi=off" in word for word in qemu_argv(plan) if word.startswith("q35,"))
+    assert parse(PLAN).find("features/acpi") is not None
+    assert "acpi=off" not in command_line(PLAN)
 
 
 def test_what_makes_libvirt_quick() -> None:

@@ -25,11 +25,11 @@ def write_page(page: Path, table: Table, took_s: float) -> None:
     )
     text = page.read_text()
     head = ("what", "target", "measured", "verdict", "medians")
-    text = _put(text, "targets", [about, "", *_rows(head, [line.cells() for line in table.lines])])
+    text = put(text, "targets", [about, "", *rows(head, [line.cells() for line in table.lines])])
     parts = [*(part.cells() for part in table.parts), *_guests(table)]
-    text = _put(text, "floor", _rows(("part", "floor", "ours", "how close"), parts))
+    text = put(text, "floor", rows(("part", "floor", "ours", "how close"), parts))
     head = ("arm", *(event.value for event in EVENTS), "n")
-    text = _put(text, "phases", _rows(head, [_phases(*one) for one in table.phases.items()]))
+    text = put(text, "phases", rows(head, [_phases(*one) for one in table.phases.items()]))
     page.write_text(text)
 
 
@@ -59,14 +59,15 @@ def _guests(table: Table) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
     marks = "|".join("---" for _ in head)
-    cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *rows))
+    cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *lines))
     first, *others = (f"| {line} |" for line in cells)
     return [first, f"|{marks}|", *others]
 
 
-def _put(text: str, name: str, lines: Sequence[str]) -> str:
+def put(text: str, name: str, lines: Sequence[str]) -> str:
     """Replace what is between the marks of one part.
 
     Raises:
