@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from perf.launches import make_image
+from perf.page import PAGE_VARIABLE, write_page
+from perf.table import Bound, Kind, Line, Table, Unit
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.command import run
@@ -16,9 +19,6 @@ from bench.context import RunContext
 from bench.journal import open_run
 from bench.model import Image
 from ct.backend import ContainerBackend
-from tests.perf.launches import make_image
-from tests.perf.page import PAGE_VARIABLE, write_page
-from tests.perf.table import Bound, Kind, Line, Table, Unit
 
 _TABLE = pytest.StashKey[Table]()
 _BEGAN = time.monotonic()

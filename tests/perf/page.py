@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from perf.table import Part, Table, digits
+
 from bench import host
 from bench.model import Event
-from tests.perf.table import Part, Table, digits
 
 PAGE_VARIABLE = "HVCT_LAUNCH_PAGE"
 """Names the page that the table is written into."""

@@ -14,13 +14,8 @@ from typing import Any
 
 import pandas  # noqa: F401  # the harness is as large when it launches
 import pytest
-
-from bench.cgroup import version as cgroup_version
-from bench.context import RunContext
-from bench.model import Event, Image
-from ct.backend import ContainerBackend
-from tests.perf.floor import floor
-from tests.perf.launches import (
+from perf.floor import floor
+from perf.launches import (
     LIMIT_NS,
     LIMITS,
     NUMBERS,
@@ -35,8 +30,13 @@ from tests.perf.launches import (
     started,
     started_apart_from_joining,
 )
-from tests.perf.table import Bound, Kind, Line, Table, equivalent, interleaved
-from tests.perf.test_perf_peers import backend_of
+from perf.table import Bound, Kind, Line, Table, equivalent, interleaved
+from perf.test_perf_peers import backend_of
+
+from bench.cgroup import version as cgroup_version
+from bench.context import RunContext
+from bench.model import Event, Image
+from ct.backend import ContainerBackend
 
 pytestmark = pytest.mark.root
 

@@ -11,14 +11,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from perf.launches import LIMITS, NUMBERS, PROGRAM, between, ended, make_spec
+from perf.table import Part, Table, pairs
 
 from bench.agent.build import build_static
 from bench.cgroup import Cgroup, CgroupLimits
 from bench.model import Event, Image
 from ct.backend import ContainerBackend
 from hv.architecture import here
-from tests.perf.launches import LIMITS, NUMBERS, PROGRAM, between, ended, make_spec
-from tests.perf.table import Part, Table, pairs
 
 pytestmark = pytest.mark.root
 

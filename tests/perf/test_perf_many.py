@@ -14,15 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from perf.floor import Floor, floor
+from perf.launches import LIMIT_NS, NUMBERS, STAMP, between, make_spec
+from perf.table import Bound, Line, Table, Unit, interleaved, pairs
 
 from bench.context import RunContext
 from bench.journal import open_run
 from bench.model import Event, Image
 from ct.backend import ContainerBackend
 from ct.instance import LauncherInstance
-from tests.perf.floor import Floor, floor
-from tests.perf.launches import LIMIT_NS, NUMBERS, STAMP, between, make_spec
-from tests.perf.table import Bound, Line, Table, Unit, interleaved, pairs
 
 pytestmark = pytest.mark.root
 

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.perf.table import Bound, Kind, Line, Table, Unit
+from perf.table import Bound, Kind, Line, Table, Unit
 
 pytestmark = pytest.mark.root
 

@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import dataclass
 
 import pytest
+from perf.launches import between, ended, make_spec
+from perf.table import Bound, Table
 
 from bench import arms, registry
 from bench.backend import Backend
 from bench.context import RunContext
 from bench.image.busybox import busybox_image
 from bench.model import Event
-from tests.perf.launches import between, ended, make_spec
-from tests.perf.table import Bound, Table
 
 pytestmark = pytest.mark.root
 

@@ -6,13 +6,13 @@ import contextlib
 import time
 
 import pytest
+from perf.launches import LIMIT_NS, between, make_spec
+from perf.table import Bound, Kind, Line, Table, pairs
+from perf.test_perf_peers import backend_of
 
 from bench.context import RunContext
 from bench.image.busybox import busybox_image
 from bench.model import Event
-from tests.perf.launches import LIMIT_NS, between, make_spec
-from tests.perf.table import Bound, Kind, Line, Table, pairs
-from tests.perf.test_perf_peers import backend_of
 
 pytestmark = pytest.mark.root
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import synthetic
+from perf.table import Bound, Kind, Line, Table, Unit
 
 from bench.stats import signed_rank
 from reports import report
 from reports.analysis import analyse
 from reports.data import read
-from tests.perf.table import Bound, Kind, Line, Table, Unit
 
 ROOT = Path(report.__file__).resolve().parent.parent
 FORMATS = ("html", "pdf", "json", "csv")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import v2_guest
+from perf.table import Line, Table, equivalent, pairs
 
 from bench.image import store
 from bench.journal import open_run
-from tests.perf.table import Line, Table, equivalent, pairs
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 PAIRS = pairs(100)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from perf.table import Bound, Line, Table, interleaved
 
 from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup, CgroupLimits
@@ -26,7 +27,6 @@ from bench.image.busybox import busybox_image
 from bench.model import Event, InstanceSpec, Limits
 from hv.backend import VmBackend
 from hv.emulator import PROCS_VARIABLE
-from tests.perf.table import Bound, Line, Table, interleaved
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 NUMBERS = itertools.count(1)
