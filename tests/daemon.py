@@ -23,6 +23,25 @@ class Daemon:
     process: subprocess.Popen[bytes]
 
 
+def domains(uri: str) -> list[str]:
+    """Every domain it knows, running or not."""
+    import libvirt
+
+    connection = libvirt.open(uri)
+    try:
+        return [domain.name() for domain in connection.listAllDomains()]
+    finally:
+        connection.close()
+
+
+def await_no_domains(uri: str, seconds: float = 5.0) -> list[str]:
+    """What it still knows after a while: it learns of an end a moment later."""
+    deadline = time.monotonic() + seconds
+    while (left := domains(uri)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
 @contextlib.contextmanager
 def libvirtd(folder: Path, log: Path) -> Iterator[Daemon]:
     """Start one, and end it; skips the test where that is not possible here.

@@ -185,11 +185,36 @@ def marked(tag: str) -> dict[int, str]:
     return found
 
 
+OWN_ROOT = re.compile(rb"^\d+ \d+ \S+ / / .* - overlay \S+ \S*lowerdir=image-[0-9a-f]{16}\b", re.M)
+"""In mountinfo: an image of ours under an overlay, as the root of whoever asks."""
+
+
+def namespaces() -> dict[str, str]:
+    """Namespaces held by a process whose root is an instance's, whatever became of its parents.
+
+    The environment of a workload is its image's, so it carries no mark; its group says whose it
+    is. One that has left its group is nobody's.
+    """
+    found = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            folder = Path("/proc", entry)
+            if not OWN_ROOT.search((folder / "mountinfo").read_bytes()):
+                continue
+            group = re.search(r"/hvct/(r[0-9a-f]{4})\b", (folder / "cgroup").read_text())
+            for kind in ("net", "mnt", "pid", "ipc", "uts"):
+                inode = os.readlink(folder / "ns" / kind)
+                if inode != os.readlink(f"/proc/self/ns/{kind}"):
+                    found[f"namespace {inode} of process {entry}"] = group[1] if group else ""
+    return found
+
+
 def traces() -> dict[str, str]:
     """Everything of any run that is on this host: what it is → whose (a tag, "" for nobody's)."""
     found = {}
     for pid, line in marked("").items():
         found[f"process {pid} {line}"] = line.partition(":")[0]
+    found |= namespaces()
     for mount in layout().mounts:
         for group in (mount / "hvct").glob("r????"):
             found[str(group)] = group.name

@@ -152,6 +152,26 @@ def test_a_single_run_killed(arm: str) -> None:
     assert faults.await_gone(before) == []
 
 
+def test_namespaces_of_an_instance_are_seen_and_go_with_it() -> None:
+    """Those that the workload's process holds belong to its run, and end when it is killed."""
+    before = faults.traces()
+    run = faults.Harness("run", "--arm", "container", "busybox", "--", "sleep", "60")
+
+    def kinds() -> set[str]:
+        return {
+            what.split(" ")[1].partition(":")[0]
+            for what, tag in faults.namespaces().items()
+            if what not in before and tag == run.tag
+        }
+
+    try:
+        run.until(lambda: kinds() == {"net", "mnt", "pid", "ipc", "uts"})
+    finally:
+        run.kill()
+        run.end()
+    assert faults.await_gone(before) == []
+
+
 def test_an_interrupted_run_is_resumed_where_it_was(tmp_path: Path) -> None:
     """Only the block that was cut short is done again, and no trial is lost or changed."""
     directory = tmp_path / "run"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from daemon import libvirtd
+from daemon import await_no_domains, domains, libvirtd
 
 from bench.context import RunContext
 from bench.errors import LaunchFailed
@@ -49,8 +49,10 @@ def test_a_daemon_runs_the_same_guest(context: RunContext, busybox: Image) -> No
             assert instance.wait(Event.EXITED, deadline_ns)
             pid = instance.link.pid
             assert instance.cgroup is not None and instance.cgroup.pids() == (pid,)
+            assert domains(context.libvirt_uri) == [f"hvct-{instance.spec.id}"]
             final = instance.release()
         assert instance.stdout == b"by a daemon\n"
+        assert await_no_domains(context.libvirt_uri) == []
         assert final["cgroup_cpu_s"] > 0.1
         assert str(instance.describe()["libvirt_uri"]).startswith("qemu+unix")
         with backend.launch(make(2, "sleep", "60")) as instance:
@@ -59,6 +61,7 @@ def test_a_daemon_runs_the_same_guest(context: RunContext, busybox: Image) -> No
             with pytest.raises(Exception, match="QEMU ended"):
                 instance.wait(Event.EXITED, deadline_ns)
         assert not any(directory.exists() for directory in instance.cgroup.directories)  # type: ignore[union-attr]
+        assert await_no_domains(context.libvirt_uri) == []
 
 
 def test_a_daemon_of_its_own_that_is_killed(tmp_path: Path, busybox: Image) -> None:
@@ -122,3 +125,21 @@ def test_clean_where_the_daemon_hangs(tmp_path: Path) -> None:
             assert faults.await_gone(before) == []
         finally:
             daemon.process.send_signal(signal.SIGCONT)
+        assert await_no_domains(daemon.uri) == []
+
+
+def test_a_killed_harness_leaves_no_domain(tmp_path: Path) -> None:
+    """SIGKILL to the harness alone: the daemon, which outlives it, knows no domain afterwards."""
+    before = faults.traces()
+    with (
+        tempfile.TemporaryDirectory(prefix="lv") as folder,
+        libvirtd(Path(folder), tmp_path / "libvirtd.log") as daemon,
+    ):
+        words = ("run", "--arm", "vm", "--libvirt-uri", daemon.uri, "busybox", "--", "sleep", "300")
+        run = faults.Harness(*words)
+        run.until(lambda: any("/qemu-system" in line for line in run.processes().values()))
+        assert len(domains(daemon.uri)) == 1
+        run.kill()
+        run.end()
+        assert faults.await_gone(before) == []
+        assert await_no_domains(daemon.uri) == []
