@@ -10,9 +10,11 @@ from functools import partial
 import matplotlib
 from matplotlib.figure import Figure
 
+from reports.chart_costs import ledger
 from reports.chart_effects import efficiency, family_forest, forest
 from reports.chart_joint import joint_forest
 from reports.chart_memory import memory
+from reports.chart_spread import spread
 from reports.chart_startup import run_order, startup_ecdf, timeline
 from reports.drawing import SETTINGS, as_svg
 from reports.model import ReportData, RunReport
@@ -42,6 +44,9 @@ def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
         "memory": memory,
         "efficiency": efficiency,
         "run-order": run_order,
+        "memory-spread": partial(spread, family="memory"),
+        "cpu-spread": partial(spread, family="cpu"),
+        "ledger": ledger,
         **{f"forest-{family}": partial(family_forest, family=family) for family, _ in run.families},
     }
     made = {}

@@ -206,11 +206,12 @@ def canvas(
     return figure, grid
 
 
-def legend(figure: Figure, keys: Sequence[Any]) -> None:
-    """The legend, in one line at the top right."""
+def legend(figure: Figure, keys: Sequence[Any], columns: int | None = None) -> None:
+    """The legend at the top right, in one line unless it has so many columns only."""
     figure.legend(
         handles=keys, loc="upper right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1,
-        ncols=len(keys), frameon=False, fontsize=7.2, handlelength=2.4, columnspacing=1.2,
+        ncols=columns or len(keys), frameon=False, fontsize=7.2, handlelength=2.4,
+        columnspacing=1.2,
     )  # fmt: skip
 
 

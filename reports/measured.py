@@ -14,8 +14,8 @@ from reports import model, wording
 from reports.data import Run
 from reports.series import Values, thinned
 
-DRAWN = ("startup_ready", "startup_started", "work_per_cpu_second")
-"""Metrics whose distributions a chart shows."""
+DRAWN = ("startup_ready", "startup_started", "memory_current", "work_per_cpu_second")
+"""Metrics whose distributions a chart shows, besides those that the plan judges."""
 
 DRAWN_POINTS = 400
 """Most points of one curve; a picture cannot show more. Numbers always use every value."""
@@ -32,8 +32,9 @@ PHASES = (
 def distributions(values: Values) -> list[model.Distribution]:
     """Values for drawing, thinned to what a picture can show."""
     found = []
+    judged = {tuple(entry) for entry in values.run.record["plan"]["primary"]}
     for group in values.groups:
-        if group.metric not in DRAWN:
+        if group.metric not in DRAWN and (group.metric, group.workload) not in judged:
             continue
         for arm in values.arms:
             own = group.values.get(arm.name, {})

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from reports.charts import plain
+from reports.costs import step_anchor
 from reports.model import Comparison, RunReport, Series, Summary
 from reports.refusal import NOT_THE_SAME
 
@@ -27,8 +28,8 @@ VERDICT_SIGNS = {
 }
 FAMILY_PICTURES = {
     "start-up": ("startup-ecdf", "timeline"),
-    "memory": ("memory",),
-    "cpu": ("efficiency",),
+    "memory": ("memory", "memory-spread"),
+    "cpu": ("efficiency", "cpu-spread"),
 }
 FAMILY_TEXTS = {
     "memory": (
@@ -202,6 +203,10 @@ class Tables:
         """Where the samples of a chart stand, workload by workload."""
         if slug == "forest":
             return [("", self.anchor(*key)) for key in self._primary()[:1]] or [("", self.all)]
+        if slug == "ledger":
+            return [(arm.label, step_anchor(self.prefix, place))
+                    for place, arm in enumerate(self.run.arms)
+                    if any(step.arm == arm.name for step in self.run.steps)]  # fmt: skip
         family = {**{s: name for name, slugs in FAMILY_PICTURES.items() for s in slugs},
                   "run-order": "start-up"}.get(slug, slug.removeprefix("forest-"))  # fmt: skip
         found: dict[str, str] = {}

@@ -14,6 +14,7 @@ import known_costs
 import pytest
 import synthetic
 
+from bench.numbers import format_value
 from reports import costs, report
 from reports.data import read
 
@@ -290,3 +291,46 @@ def test_runs_as_one_are_the_json_s(others: dict[str, dict[str, Path]]) -> None:
     assert len(found["rows"]) > 3
     for name in ("html", "pdf"):
         assert not missing(wanted, built[name]), name
+
+
+# -- charts ----------------------------------------------------------------------------------
+
+
+def tips(path: Path, title: str) -> list[str]:
+    """What the marks of a chart say when pointed at."""
+    text = path.read_text()
+    (figure,) = [f for f in re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+                 if f"<b>{title}.</b>" in f and "memory" in f]  # fmt: skip
+    return [html.unescape(tip) for tip in re.findall(r'data-tip="([^"]*)"', figure)]
+
+
+def test_memory_is_drawn_trial_by_trial(files: dict[str, Path], run: dict[str, Any]) -> None:
+    """Every value of memory charged is a mark of the distribution, and one in run order."""
+    said = tips(files["html"], "How steady it was: every trial")
+    labels = {arm["name"]: arm["label"] for arm in run["arms"]}
+    curves = [item for item in run["distributions"] if item["metric"] == "memory_current"]
+    assert len(curves) == 5 * 3
+    for curve in curves:
+        label = labels[curve["arm"]]
+        for block, value in curve["order"]:
+            assert f"{label}, block {block}: {format_value(value, 'bytes')}" in said
+        for value, share in zip(curve["values"], curve["shares"], strict=True):
+            shown = f"{label}: {format_value(value, 'bytes')}, {share:.0%} of trials at or below"
+            assert shown in said
+
+
+def test_the_ledger_is_drawn_part_by_part(others: dict[str, dict[str, Path]]) -> None:
+    """Each counted part, the unexplained rest and the loss are marks with the model's text."""
+    said = tips(others["costs"]["html"], "The memory ledger of one more instance")
+    model = read(others["costs"]["html"].parent).costs
+    assert model is not None
+    wanted = {
+        f"{arm.label}, {title}: {costs.text(estimate, 'bytes')}"
+        for arm in model.arms
+        for title, estimate in (
+            *((part.title, part.bytes) for part in arm.ledger if part.counted),
+            ("unexplained", arm.unexplained),
+            ("missing on the host", arm.host_delta),
+        )
+    }
+    assert len(wanted) > 12 and set(said) == wanted
