@@ -47,6 +47,13 @@ def test_a_verdict_needs_the_whole_interval(
     assert bound.verdict(both[0], both[-1]) == "open"
 
 
+def test_a_few_pairs_decide_nothing() -> None:
+    """Below six pairs there is no interval, so no verdict; a figure that is read once has one."""
+    assert Line("r", Bound(3), THEIRS[:5], THEIRS[:5]).verdict == "open"
+    assert Line("r", Bound(3), THEIRS[:6], THEIRS[:6]).verdict == "reached"
+    assert Line("v", Bound(3), THEIRS[:1], kind=Kind.VALUE).verdict == "reached"
+
+
 def test_equivalence_is_the_larger_of_a_share_and_a_time() -> None:
     """3 % of a long baseline, 0.1 ms of a short one; the bounds of a ratio lie evenly about 1."""
     assert equivalent([1.0]).most == pytest.approx(1.03)

@@ -101,7 +101,9 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """`reached`, `open` or `missed`."""
+        """`reached`, `open` or `missed`; a few pairs, as when trying a row out, decide nothing."""
+        if self.theirs and len(self.ours) < FEWEST:
+            return "open"
         _, low, high = self.estimate()
         return self.bound.verdict(low, high)
 
