@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from bench.stats.noise import Noise, Place
     from bench.stats.pairs import PairedSeries
 
-FORMAT = 1
-"""Of the stored file; 1: first version."""
+FORMAT = 2
+"""Of a stored file; 1: the only one, by an image's name; 2: one per fingerprint, by its digest."""
 
 LEAST_BLOCKS = 6
 CANNOT_SHOW = (
@@ -162,25 +162,30 @@ class Known:
 
 
 def place() -> Path:
-    """Where calibrations are kept: ``$XDG_STATE_HOME/hvct/calibration.json``."""
+    """The folder of what is kept, ``$XDG_STATE_HOME/hvct/calibration``: a file per fingerprint.
+
+    A host that is tuned is another one, and keeps what was found before it was.
+    """
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "hvct" / "calibration.json"
+    return base / "hvct" / "calibration"
 
 
 def keep(stored: store.StoredRun, found: Sequence[Noise]) -> Path:
     """Add a calibration to what is kept; an older one of the same workload gives way.
 
-    What was kept of this host in another state (kernel, QEMU, governor, …) is dropped.
+    What was kept of this host in another state (kernel, QEMU, governor, …) stays, for when
+    it is in that state again.
 
     Raises:
         HostCannot: it cannot be written.
     """
     workloads = {item["name"]: item for item in stored.run["plan"]["workloads"]}
     facts, created = stored.run["host"], datetime.now(UTC).isoformat(timespec="seconds")
+    digests = {name: image["digest"] for name, image in stored.run["images"].items()}
     fresh = [
         {
             "workload": name,
-            "workload_digest": same_work(workloads[name]),
+            "workload_digest": same_work(workloads[name], digests),
             "created": created,
             "run": stored.run["id"],
             "blocks": len(stored.complete_blocks()),
@@ -189,9 +194,11 @@ def keep(stored: store.StoredRun, found: Sequence[Noise]) -> Path:
         for name in dict.fromkeys(one.workload for one in found)
     ]
     new = {entry["workload_digest"] for entry in fresh}
-    before = known(facts).entries
-    kept = [entry for entry in before if entry["workload_digest"] not in new]
-    path = place()
+    here = next((file for file in _files() if not file.unlike(facts)), None)
+    kept = [
+        entry for entry in (here.entries if here else ()) if entry["workload_digest"] not in new
+    ]
+    path = here.path if here else place() / f"{digest(facts)[:16]}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,42 +212,85 @@ def keep(stored: store.StoredRun, found: Sequence[Noise]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class _File:
+    """What is kept under one fingerprint."""
+
+    path: Path
+    host: dict[str, Any]
+    version: str
+    entries: tuple[dict[str, Any], ...]
+
+    @property
+    def created(self) -> str:
+        """Of its newest entry."""
+        return max((str(entry["created"]) for entry in self.entries), default="")
+
+    def unlike(self, facts: Mapping[str, Any]) -> list[str]:
+        """Why it is not of this host in this state, measured by this version."""
+        changed = host.same_host(self.host, dict(facts))
+        if self.version != VERSION:
+            return [f"hvct was {self.version}, is {VERSION}", *changed]
+        return changed
+
+
+def _files() -> list[_File]:
+    """Every file that can be read, the newest first; a damaged one says nothing."""
+    found = []
+    for path in sorted(place().glob("*.json")):
+        try:
+            document = json.loads(path.read_bytes())
+            if document["format"] != FORMAT:
+                continue
+            entries = tuple(dict(entry) for entry in document["entries"])
+            found.append(
+                _File(path, dict(document["host"]), str(document["hvct_version"]), entries)
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda file: file.created, reverse=True)
+
+
 def known(facts: Mapping[str, Any]) -> Known:
     """What is kept about the host of this fingerprint; nothing where it changed since."""
-    try:
-        document = json.loads(place().read_bytes())
-        entries = tuple(dict(entry) for entry in document["entries"])
-        kept_of, version = document["host"], document["hvct_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    files = _files()
+    for file in files:
+        if not file.unlike(facts):
+            return Known(file.entries, (), file.created)
+    if not files:
         return Known()
-    if document.get("format") != FORMAT:
-        return Known(expired=("another version of hvct keeps it in another format",))
-    changed = host.same_host(kept_of, dict(facts))
-    if version != VERSION:
-        changed = [f"hvct was {version}, is {VERSION}", *changed]
-    if changed:
-        return Known(expired=tuple(changed))
-    return Known(entries, (), max((str(entry["created"]) for entry in entries), default=""))
+    # On a host in several states that is the reason worth telling.
+    likest = min([file.unlike(facts) for file in files], key=len)
+    return Known(expired=tuple(likest))
 
 
-def same_work(workload: Mapping[str, Any]) -> str:
-    """A digest of what a workload does, whatever it is called."""
-    return digest({key: value for key, value in workload.items() if key not in {"name", "title"}})
+def same_work(workload: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """A digest of what a workload does, whatever it or its image is called.
+
+    Args:
+        digests: of images, by name; one that is not there is like no other.
+    """
+    what = {key: value for key, value in workload.items() if key not in {"name", "title", "image"}}
+    return digest({**what, "image": digests.get(workload["image"])})
 
 
 def floors(
-    facts: Mapping[str, Any], workloads: Sequence[Mapping[str, Any]], arms: Sequence[str]
+    facts: Mapping[str, Any],
+    workloads: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    digests: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a run keeps of it: the floors of its own workloads and arms, and where from.
 
     Args:
         workloads: as ``run.json``'s plan holds them.
+        digests: of the images that are there, by name; an image yet to come has no floor.
     """
     found = known(facts)
     by_work = {entry["workload_digest"]: entry for entry in found.entries}
     rows = []
     for workload in workloads:
-        entry = by_work.get(same_work(workload))
+        entry = by_work.get(same_work(workload, digests)) if workload["image"] in digests else None
         for one in entry["noise"] if entry else ():
             if one["arm"] in arms and one["floor"] is not None:
                 rows.append(

@@ -54,6 +54,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *disturbed(trials, run["plan"].get("invalidation")),
         *shared_cpus(trials),
         *noise_floor(run),
+        *beyond_detection(run),
     ]
 
 
@@ -344,6 +345,43 @@ def noise_floor(run: Mapping[str, Any]) -> Iterator[Finding]:
                 "nothing smaller than that can be called different, and nothing equivalent",
                 "make the host quieter and calibrate again, with more blocks",
             )
+
+
+def beyond_detection(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """Judged metrics in which so many blocks could not show a difference as large as the margin.
+
+    By the calibration of this host: what the next smaller number of blocks it looked at
+    detects in 80 % of runs, in the worse of the arms.
+    """
+    plan, kept = run["plan"], run.get("calibration") or {}
+    margins, metrics = plan.get("margins") or {}, run.get("metrics") or {}
+    for metric, workload in plan.get("primary") or ():
+        margin = margins.get(metric, metrics.get(metric, {}).get("margin"))
+        sizes = [
+            _detectable(row.get("detectable"), plan["blocks"])
+            for row in kept.get("floors") or ()
+            if (row["metric"], row["workload"]) == (metric, workload)
+        ]
+        worst = max((size for size in sizes if size is not None), default=None)
+        if worst is None or not isinstance(margin, int | float) or worst <= margin:
+            continue
+        yield Finding(
+            "plan-too-small",
+            "warning",
+            f"{plan['blocks']} blocks show a difference in {metric} of {workload} from "
+            f"{worst / margin:.1f} times the margin on, as this host was calibrated",
+            "a difference as large as the margin would mostly stay undecided",
+            "plan more blocks, a wider margin, or make the host quieter and calibrate again",
+        )
+
+
+def _detectable(sizes: object, blocks: int) -> float | None:
+    """Of a calibration's sizes that for the most blocks that are not more than these."""
+    if not isinstance(sizes, Mapping):
+        return None
+    fits = {int(n): size for n, size in sizes.items() if str(n).isdigit() and int(n) <= blocks}
+    found = fits[max(fits)] if fits else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _share(trials: Sequence[Mapping[str, Any]], name: str, bad: Any) -> dict[str, tuple[int, int]]:

@@ -184,10 +184,14 @@ def _image(run: Run, name: str) -> str:
 
 
 def _workloads(run: Run) -> dict[str, str]:
-    return {
-        item["name"]: digest({key: value for key, value in item.items() if key != "title"})
-        for item in run.record["plan"]["workloads"]
-    }
+    return {item["name"]: digest(_work(item)) for item in run.record["plan"]["workloads"]}
+
+
+def _work(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What a workload does; keys that older runs have not stand as those meant it."""
+    kept = {"exchanges": 0, **item}
+    kept["metrics"] = [{"repeats": "first", **rule} for rule in item.get("metrics", ())]
+    return {key: value for key, value in kept.items() if key != "title"}
 
 
 def _notes(before: Run, after: Run) -> Iterator[str]:
@@ -202,7 +206,12 @@ def _notes(before: Run, after: Run) -> Iterator[str]:
         yield f"measured by hvct {versions[0]} and {versions[1]}"
     if _margins(before) != _margins(after):
         yield "the plans' margins differ; the first run's are used"
-    for run in (before, after):
+    for which, run in (("the first", before), ("the second", after)):
+        changed = [one.message for one in run.findings if one.code == "plan-deviates"]
+        if changed:
+            yield f"{which} run, {run.record['id']}, is not as it was registered: {changed[0]}" + (
+                f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            )
         planned = run.record["plan"]["blocks"]
         measured = int(run.trials["block"].nunique())
         if measured < planned:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from bench import calibration, plan, schedule, store, workloads
+from bench import calibration, findings, plan, schedule, store, workloads
 from bench.cli import main
 from bench.errors import BadInput
+from bench.image import store as images
 from bench.model import Better, Scale
 from bench.schedule import TWIN
 from bench.stats.noise import Noise, Place, analyse
@@ -27,6 +28,7 @@ from reports.analysis import analyse as analyse_run
 from reports.data import read
 
 ARMS = ("vm", "container", "process")
+DIGESTS = {"default": synthetic.run_record()["images"]["default"]["digest"]}
 Change = Callable[[dict[str, Any], str], None]
 
 
@@ -195,11 +197,39 @@ def test_floors_are_of_the_same_work_on_the_same_host(tmp_path: Path) -> None:
     """The workload by what it does, whatever its name; another one has no floor."""
     facts = keep(tmp_path / "run")
     redis = synthetic.workload("redis")
-    named = calibration.floors(facts, [{**redis, "name": "mine"}], ("container", "process"))
+    named = calibration.floors(
+        facts, [{**redis, "name": "mine"}], ("container", "process"), DIGESTS
+    )
     assert {(row["workload"], row["arm"]) for row in named["floors"]} == {
         ("mine", "container"), ("mine", "process"),
     }  # fmt: skip
-    assert calibration.floors(facts, [{**redis, "timeout_s": 1.0}], ARMS)["floors"] == []
+    assert calibration.floors(facts, [{**redis, "timeout_s": 1.0}], ARMS, DIGESTS)["floors"] == []
+
+
+def test_floors_are_of_the_same_image(tmp_path: Path) -> None:
+    """By its digest, whatever its name; another of that name has none, nor one not there yet."""
+    facts = keep(tmp_path / "run")
+    redis = synthetic.workload("redis")
+    renamed = [{**redis, "image": "mine:1"}]
+    assert calibration.floors(facts, renamed, ARMS, {"mine:1": DIGESTS["default"]})["floors"]
+    rebuilt = {"default": "sha256:" + "0" * 64}
+    assert calibration.floors(facts, [redis], ARMS, rebuilt)["floors"] == []
+    assert calibration.floors(facts, [redis], ARMS, {})["floors"] == []
+
+
+def test_a_tuned_host_does_not_erase_the_host_as_it_comes(tmp_path: Path) -> None:
+    """Two fingerprints, two files; each finds its own, and a third finds neither."""
+    plain = keep(tmp_path / "plain")
+    stored = calibrated(tmp_path / "tuned", blocks=12)
+    stored.run["host"]["cpu"]["governor"] = "performance"
+    calibration.keep(stored, calibration.noise(stored))
+    tuned = stored.run["host"]
+    assert [entry["blocks"] for entry in calibration.known(plain).entries] == [24]
+    assert [entry["blocks"] for entry in calibration.known(tuned).entries] == [12]
+    assert len(list(calibration.place().iterdir())) == 2
+    third = {**tuned, "cpu": {**tuned["cpu"], "governor": "powersave"}}
+    (why,) = calibration.known(third).expired
+    assert why.startswith("cpu.governor: ") and why.endswith("against powersave")
 
 
 def test_a_changed_host_is_not_calibrated(tmp_path: Path) -> None:
@@ -227,9 +257,8 @@ def test_another_workload_is_added_and_the_same_one_replaced(tmp_path: Path) -> 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 9, "entries": [], "host": {}}'])
 def test_a_damaged_file_is_no_calibration(tmp_path: Path, damage: str) -> None:
     """Verdicts then go without a floor, and nothing fails."""
-    path = calibration.place()
-    path.parent.mkdir(parents=True)
-    path.write_text(damage)
+    calibration.place().mkdir(parents=True)
+    (calibration.place() / "0123456789abcdef.json").write_text(damage)
     assert calibration.known({}).entries == ()
 
 
@@ -295,6 +324,42 @@ def test_it_says_beforehand_how_long_and_what_not(capsys: pytest.CaptureFixture[
     assert "It cannot show:" in said and "reboots" in said and "tails" in said
 
 
+def test_a_plan_is_calibrated_with_its_own_work_and_arms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its blocks are its own affair; a preset and an image are work as well."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'blocks = 50\narms = ["container", "process"]\n'
+        '[[workload]]\nname = "mine"\nimage = "busybox"\nargv = ["true"]\n'
+        '[[workload]]\nname = "two"\nimage = "busybox"\nargv = ["sleep", "1"]\n'
+    )
+    assert main(["calibrate", "--plan", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 arms against itself, 2 workloads, 12 blocks: 96 trials" in said
+    assert main(["calibrate", "startup", "--arms", "process", "--blocks", "6", "--dry-run"]) == 0
+    assert "1 arms against itself, 1 workload, 6 blocks" in capsys.readouterr().out
+    words = ["calibrate", "--image", "busybox", "--dry-run", "--", "true"]
+    assert main(words) == 0 and "3 arms against itself, 1 workload" in capsys.readouterr().out
+    assert main(["calibrate", "hello", "--plan", str(path), "--dry-run"]) == 2
+
+
+def test_a_plan_too_small_for_its_margin_is_warned_of() -> None:
+    """By what was calibrated for the most blocks that are not more than the plan's."""
+    record = synthetic.run_record(kind="kvm", blocks=19)
+    sizes = {"10": 0.2, "12": 0.08, "20": 0.01, "50": None}
+    row = {"metric": "startup_ready", "workload": "redis", "arm": "vm", "floor": 0.0, "n": 9}
+    record["calibration"] = {"floors": [{**row, "detectable": sizes}], "expired": []}
+    (found,) = findings.beyond_detection(record)
+    assert found.code == "plan-too-small" and "1.6 times the margin" in found.message
+    record["plan"]["blocks"] = 20
+    assert list(findings.beyond_detection(record)) == []
+    record["plan"]["blocks"] = 60
+    assert list(findings.beyond_detection(record)) == [], "not known"
+    record["plan"]["blocks"] = 8
+    assert list(findings.beyond_detection(record)) == [], "fewer than were looked at"
+
+
 @pytest.mark.root
 def test_a_host_is_calibrated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -316,4 +381,9 @@ def test_a_host_is_calibrated(
     chosen = plan.quick((workloads.builtin("hello"),), arms=("container", "process"), blocks=6)
     facts = store.load(Path("a run")).run["host"]
     plain = [store.jsonable(dataclasses.replace(one, title="")) for one in chosen.workloads]
-    assert len(calibration.floors(facts, plain, chosen.arms)["floors"]) > 5
+    digests = images.digests(["busybox"])
+    assert len(calibration.floors(facts, plain, chosen.arms, digests)["floors"]) > 5
+    assert main(["archive", "a run"]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", "--show", "a run.hvct.tar.gz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows

@@ -49,6 +49,9 @@ COUNTING = Workload(
     work_units=2.0,
     work_unit_name="count",
 )
+LITTLE = dataclasses.replace(
+    COUNTING, argv=("sh", "-c", "usleep 50000; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done")
+)
 OPTIONS = argparse.Namespace(
     quiet=True, json=False, no_report=True, offline=True, libvirt_uri="", kernel=None, wait=True
 )  # fmt: skip
@@ -60,15 +63,46 @@ def measured(tmp_path_factory: pytest.TempPathFactory, busybox: Image) -> Iterat
     if os.geteuid() != 0:
         pytest.skip("measuring needs root")
     directory = tmp_path_factory.mktemp("costs") / "a run"
-    chosen = Plan("costs", ARMS, (TOUCHER, COUNTING), ROUNDS, 11, (), {},
-                  experiment=step_file.EXPERIMENT)  # fmt: skip
+    let_stand(directory, ARMS, STEPS, (TOUCHER, COUNTING))
+    yield directory
+
+
+def let_stand(
+    directory: Path, names: tuple[str, ...], steps: tuple[int, ...], work: tuple[Workload, Workload]
+) -> None:
+    """A whole run of these steps."""
+    chosen = Plan("costs", names, work, ROUNDS, 11, (), {}, experiment=step_file.EXPERIMENT)
     run = compare.describe_run(plan.check(chosen), directory, OPTIONS)
-    each = {arm: {"steps": list(STEPS)} for arm in ARMS}
+    each = {arm: {"steps": list(steps)} for arm in names}
     run["costs"] = {"host": "here", "hold_s": 0.2, "arms": each}
     run_store = store.RunStore.create(directory)
     run_store.write_run(run)
     assert compare.measure(chosen, run, run_store, OPTIONS) == 0
-    yield directory
+
+
+@pytest.mark.root
+@pytest.mark.vm
+def test_the_ledger_of_real_vms(tmp_path: Path, busybox: Image) -> None:
+    """What one more VM takes: guest and VMM are what PSS finds too, the rest has an interval."""
+    if os.geteuid() != 0:
+        pytest.skip("measuring needs root")
+    (chosen,) = arms.resolve(["vm"])
+    with open_run(tmp_path / "probe") as context, registry.make(chosen, context) as backend:
+        if not (found := backend.probe()).usable:
+            pytest.skip(f"vm: {found.reason}")
+    let_stand(tmp_path / "run", ("vm", "container"), (0, 1, 2), (TOUCHER, LITTLE))
+    vm, container = costs.model_of(tmp_path / "run").arms
+    assert (vm.steps, vm.passes, container.passes) == ((0, 1, 2), ROUNDS, ROUNDS)
+    parts = {part.name: part.bytes.mean for part in vm.ledger}
+    anon = parts["guest"] + parts["vmm"]
+    assert parts["guest"] > 8 * MIB and parts["vmm"] > 0
+    # Walking QEMU's page tables must find what its cgroup is charged; files it shares come on top.
+    assert 0.95 * anon <= parts["pss"] <= anon + 64 * MIB, parts
+    for one in (vm, container):
+        assert one.unexplained.low is not None and one.unexplained.high is not None
+        assert one.unexplained.low <= one.unexplained.mean <= one.unexplained.high
+    print(f"\n  guest {parts['guest'] / MIB:.1f}, vmm {parts['vmm'] / MIB:.1f} MiB, "
+          f"unexplained {vm.unexplained}", end="")  # fmt: skip
 
 
 @pytest.mark.root

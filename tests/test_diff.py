@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import synthetic
 
+from bench import registration
 from bench.cli import main
 
 Change = Callable[[dict[str, Any]], None]
@@ -126,6 +127,22 @@ def test_other_arms_and_accelerators_are_refused(
     emulated = run(tmp_path / "tcg", 2, kind="tcg")
     assert main(["diff", str(one), str(emulated)]) == 2
     assert "vm ran by kvm, and by tcg" in capsys.readouterr().err
+
+
+def test_a_run_that_deviates_from_its_registration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the two it is, and not the other; what was changed is said."""
+    folders = []
+    for n, name in enumerate(("one", "two")):
+        record = synthetic.run_record(run_id=name, kind="kvm")
+        record["registration"] = registration.register(record)
+        if name == "two":
+            record["plan"]["alpha"] = 0.06
+        folders.append(synthetic.write_run(tmp_path / name, seed=n, record=record))
+    _, document = as_json(capsys, *folders)
+    said = [note for note in document["notes"] if "registered" in note]
+    assert said == ["the second run, two, is not as it was registered: alpha was 0.05, is 0.06"]
 
 
 def test_emulated_arms_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

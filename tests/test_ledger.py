@@ -78,6 +78,20 @@ def test_what_nobody_accounts_for_is_shown_as_unexplained(tmp_path: Path) -> Non
     assert "anon" not in parts
 
 
+def test_the_ledger_of_a_vm_closes_where_all_it_takes_is_named(tmp_path: Path) -> None:
+    """The same VM without what nobody accounts for: guest and VMM are its private memory."""
+
+    def named(step: Step) -> Step:
+        beyond = (8.75 if step.arm == "vm" else 0.0) * step.instances * MIB
+        return dataclasses.replace(step, available_bytes=step.available_bytes + beyond)
+
+    vm = model_of(write(tmp_path, named)).arms[0]
+    assert near(vm.unexplained, 0, 0.01 * MIB) and vm.closes
+    parts = {part.name: part.bytes.mean / MIB for part in vm.ledger if part.counted}
+    assert parts["guest"] + parts["vmm"] == pytest.approx(100)
+    assert sum(parts.values()) * MIB == pytest.approx(vm.explained.mean)
+
+
 def test_the_cost_model_holds_fixed_marginal_and_active_costs(tmp_path: Path) -> None:
     """Means with intervals; emulated guests are called so; the harness is no instance's cost."""
     model = model_of(write(tmp_path))

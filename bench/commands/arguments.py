@@ -181,6 +181,24 @@ def _tune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune-only", metavar="S,…", help="the same, for these settings alone")
 
 
+def _work_options(parser: argparse.ArgumentParser) -> None:
+    """What is compared, or calibrated: a plan, or any image."""
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
+    parser.add_argument(
+        "--image", dest="image_option", metavar="IMAGE",
+        help="one workload from any image: a name of hvct image list, a registry's reference, or "
+        "the path of an archive; its command, or its entrypoint's arguments, after --",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ready", default="auto", metavar="RULE",
+        help="when that is ready: health (the image's HEALTHCHECK), tcp:PORT, http:PORT/PATH, "
+        "line:REGEX, output, or exit: it is no server and ends by itself. Default: without a "
+        "command by health check, else by the first TCP port exposed; else exit",
+    )  # fmt: skip
+    _environment_option(parser)
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
+
+
 def _compare(commands: Commands) -> None:
     parser = _command(
         commands, "compare", "compare", "compare workloads as VM, container and process",
@@ -207,20 +225,7 @@ A registry with a login: hvct image login. One with its own CA: hvct image pull
         help="hello, redis, nginx, touch64, xz (the quick suite: the default); also idle, elastic; "
         "startup is hello",
     )  # fmt: skip
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan in TOML (docs/plan.md)")
-    parser.add_argument(
-        "--image", dest="image_option", metavar="IMAGE",
-        help="one workload from any image: a name of hvct image list, a registry's reference, or "
-        "the path of an archive; its command, or its entrypoint's arguments, after --",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ready", default="auto", metavar="RULE",
-        help="when that is ready: health (the image's HEALTHCHECK), tcp:PORT, http:PORT/PATH, "
-        "line:REGEX, output, or exit: it is no server and ends by itself. Default: without a "
-        "command by health check, else by the first TCP port exposed; else exit",
-    )  # fmt: skip
-    _environment_option(parser)
-    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's")
+    _work_options(parser)
     parser.add_argument(
         "--arms",
         metavar="A,B,…",
@@ -256,6 +261,8 @@ def _calibrate(commands: Commands) -> None:
         """
 hvct calibrate                          the quick suite's workloads
 hvct calibrate redis --arms container,process --blocks 20
+hvct calibrate --plan mine.toml         the work and the arms of a plan
+hvct calibrate --image postgres:16 -e POSTGRES_PASSWORD=x
 hvct calibrate --dry-run                how long, and what it cannot show
 hvct calibrate --show runs/20261124-calibration
 
@@ -265,19 +272,23 @@ nothing is called equivalent. It never makes a verdict easier.
 """,
     )  # fmt: skip
     parser.add_argument(
-        "workload", nargs="*", metavar="WORKLOAD", help="of the quick suite; default: all"
-    )
+        "workload", nargs="*", metavar="WORKLOAD",
+        help="as for hvct compare; default: the quick suite",
+    )  # fmt: skip
+    _work_options(parser)
     parser.add_argument(
         "--arms", metavar="A,B,…", help=f"of {', '.join(ARMS)}; default: {','.join(DEFAULT_ARMS)}"
     )
     parser.add_argument(
-        "--blocks", type=int, default=12, metavar="N", help="two trials of each arm; default: 12"
+        "--blocks", type=int, metavar="N", help="two trials of each arm; default: 12"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the order; default: a new one")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="run directory; default: runs/DATE-calibration"
     )
-    parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
+    parser.add_argument(
+        "--show", type=Path, metavar="RUN", help="say what a stored one, or its archive, found"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
     _tune_options(parser)
     _measuring_options(parser)
@@ -308,6 +319,7 @@ smallest effect it can tell from nothing. Exit status 1: one was not found.
         help="of start, memory, cpu, latency, network, disk (a VM has its own, disk among them)",
     )
     parser.add_argument("--blocks", type=int, metavar="N", help="default: each control's own")
+    _tune_options(parser)
     parser.add_argument(
         "--wait", action="store_true", help="queue behind a comparison that is running"
     )
@@ -358,11 +370,14 @@ runs/DATE-costs: report.html, and cost-model.json for planners
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="run directory; default: runs/DATE-costs"
     )
-    parser.add_argument("--show", type=Path, metavar="RUN", help="say what a stored one found")
+    parser.add_argument(
+        "--show", type=Path, metavar="RUN", help="say what a stored one, or its archive, found"
+    )
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of cost-model.json"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and stop")
+    _tune_options(parser)
     _measuring_options(parser)
     _machine_options(parser)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import calibration, estimate, store, workloads
+from bench import archive, calibration, estimate, store, workloads
 from bench.arms import DEFAULT_ARMS
 from bench.commands import compare
 from bench.commands.rights import need_root
@@ -23,6 +23,7 @@ from bench.numbers import format_percent, format_value
 from bench.plan import Plan, default_primary
 from bench.stats.noise import SIZES, Noise
 
+DEFAULT_BLOCKS = 12
 MOST_LAG1 = 0.3
 """A correlation above this is said; see bench.stats.order."""
 
@@ -50,14 +51,16 @@ def main(options: argparse.Namespace) -> int:
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
-    """What the options ask for.
+    """What the options ask for: the work and the arms of the comparison they would make.
 
     Raises:
-        BadInput: a workload or an arm is not one.
+        BadInput: as for a comparison; or too few blocks.
     """
-    chosen = tuple(map(workloads.builtin, options.workload)) or workloads.quick_suite()
-    names = tuple(options.arms.split(",")) if options.arms else DEFAULT_ARMS
-    return calibration.plan_of(chosen, names, options.blocks, options.seed)
+    made, names = compare.planned(options), compare.named_arms(options)
+    chosen = made.workloads if made else compare.named_work(options)[1]
+    names = names or (made.arms if made else DEFAULT_ARMS)
+    blocks = DEFAULT_BLOCKS if options.blocks is None else options.blocks
+    return calibration.plan_of(chosen, names, blocks, options.seed)
 
 
 def beforehand(chosen: Plan) -> list[str]:
@@ -95,7 +98,8 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """What a stored calibration found, without measuring."""
-    found = calibration.noise(store.load(options.show))
+    with archive.opened(options.show) as directory:
+        found = calibration.noise(store.load(directory))
     if options.json:
         print(json.dumps(store.jsonable(found), indent=1))
     else:

@@ -18,6 +18,7 @@ from bench import (
     arms,
     calibration,
     estimate,
+    findings,
     host,
     journal,
     plan,
@@ -105,30 +106,15 @@ def make_plan(options: argparse.Namespace) -> Plan:
     Raises:
         BadInput: they contradict each other, or the plan is not valid.
     """
-    names = tuple(options.arms.split(",")) if options.arms else None
-    if names == (arms.ALL,):
-        names = tuple(arms.ARMS)
-    check_image_options(options)
-    if options.plan is not None:
-        if options.workload or options.image_option:
-            raise BadInput("--plan already says which workloads", "leave the workload names out")
-        from bench import plan_file
-
-        made = plan_file.from_toml(options.plan, seed=options.seed)
+    names, made = named_arms(options), planned(options)
+    if made is not None:
         changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
         if names:
             changes["arms"] = names
         if options.blocks is not None:
             changes["blocks"] = options.blocks
         return plan.check(dataclasses.replace(made, **changes))
-    if options.image_option:
-        if options.workload:
-            raise BadInput("--image is one workload of its own", "put its command after --")
-        chosen: tuple[Workload, ...] = (image_workload(options),)
-        name = chosen[0].name
-    else:
-        chosen = workloads.named(options.workload) or workloads.quick_suite()
-        name = "quick" if not options.workload else "-".join(options.workload)[:40]
+    name, chosen = named_work(options)
     made = plan.quick(
         chosen,
         arms=names or arms.DEFAULT_ARMS,
@@ -137,6 +123,43 @@ def make_plan(options: argparse.Namespace) -> Plan:
         name=name,
     )
     return dataclasses.replace(made, judge_emulated=options.judge_emulated)
+
+
+def named_arms(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """The arms that the options name, all where they say so, None where they name none."""
+    names = tuple(options.arms.split(",")) if options.arms else None
+    return tuple(arms.ARMS) if names == (arms.ALL,) else names
+
+
+def planned(options: argparse.Namespace) -> Plan | None:
+    """The plan of the file that the options name, None where they name none.
+
+    Raises:
+        BadInput: the options contradict each other, or the plan is not valid.
+    """
+    check_image_options(options)
+    if options.plan is None:
+        return None
+    if options.workload or options.image_option:
+        raise BadInput("--plan already says which workloads", "leave the workload names out")
+    from bench import plan_file
+
+    return plan_file.from_toml(options.plan, seed=options.seed)
+
+
+def named_work(options: argparse.Namespace) -> tuple[str, tuple[Workload, ...]]:
+    """The work that the options name without a plan, and what to call it.
+
+    Raises:
+        BadInput: there is no such workload, or the options contradict each other.
+    """
+    if not options.image_option:
+        name = "quick" if not options.workload else "-".join(options.workload)[:40]
+        return name, workloads.named(options.workload) or workloads.quick_suite()
+    if options.workload:
+        raise BadInput("--image is one workload of its own", "put its command after --")
+    workload = image_workload(options)
+    return workload.name, (workload,)
 
 
 def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> int:
@@ -255,7 +278,12 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "descriptions": {},
     }
     if chosen.experiment != schedule.AGAINST_ITSELF:
-        run["calibration"] = calibration.floors(run["host"], run["plan"]["workloads"], chosen.arms)
+        run["calibration"] = calibration.floors(
+            run["host"],
+            run["plan"]["workloads"],
+            chosen.arms,
+            image_store.digests(workload.image for workload in chosen.workloads),
+        )
     return {**run, "registration": registration.register(run)}
 
 
@@ -273,6 +301,8 @@ def measure(
         progress.banner("Plan", announce(chosen, directory, remaining(chosen, directory)))
         if floor := floor_line(run):
             progress.banner("Floor", floor)
+        for warning in findings.beyond_detection(run):
+            progress.banner("Beware", f"{warning.message}; {warning.remedy}")
         if fixed := registration.mark(run):
             progress.banner("Fixed", f"{fixed} stands for margins, judged metrics, blocks, rules")
         if getattr(options, "image_option", None):

@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import estimate, host, ledger, plan, store, workloads
+from bench import archive, estimate, host, ledger, plan, store, workloads
 from bench import steps as step_file
 from bench.commands import compare
 from bench.commands.rights import need_root
+from bench.commands.tune import tuned
 from bench.errors import BadInput, HvctError
 from bench.ledger import CostModel
 from bench.model import Workload
@@ -38,7 +39,8 @@ def main(options: argparse.Namespace) -> int:
         print(schema.text(schema.cost_schema()), end="")
         return 0
     if options.show:
-        return say(options.show, options)
+        with archive.opened(options.show) as directory:
+            return say(directory, options)
     chosen = make_plan(options)
     compare.check_against_host(chosen, options.kernel)
     asked = steps_of(chosen, options)
@@ -49,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     need_root()
-    with compare.alone(options.wait, directory):
+    with compare.alone(options.wait, directory), tuned(chosen, options):
         run = compare.describe_run(chosen, directory, options)
         run["costs"] = {
             "host": host.summary_line(),

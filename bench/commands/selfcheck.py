@@ -22,6 +22,7 @@ from bench.cleanup import clean_dead
 from bench.commands.execution import pinned_away
 from bench.commands.progress import open_progress, open_stages, told_to
 from bench.commands.rights import need_root
+from bench.commands.tune import tuned
 from bench.context import RunContext
 from bench.controls import Control
 from bench.errors import BadInput, HostCannot, HvctError
@@ -52,6 +53,7 @@ def main(options: argparse.Namespace) -> int:
     with (
         journal.exclusive(options.wait, told=waiting),
         tempfile.TemporaryDirectory(prefix="hvct-selfcheck-") as folder,
+        contextlib.ExitStack() as stack,
     ):
         clean_dead()
         with (
@@ -65,6 +67,8 @@ def main(options: argparse.Namespace) -> int:
             open_arms(options, context) as (backends, emulated),
         ):
             parts = chosen_parts(options, list(backends), emulated)
+            # One set of CPUs for all: every control's instance has one.
+            stack.enter_context(tuned(parts[0].plan, options))
             if not options.quiet:
                 took = estimate.phrase(sum(estimate.run_seconds(part.plan) for part in parts))
                 print(f"{len(parts)} controls, {took}", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,6 +73,11 @@ def built(name: str) -> bool:
         return find(name) is not None
     except HostCannot:
         return False
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Digest of each of these images that is in the cache."""
+    return {name: resolve(name).digest for name in dict.fromkeys(names) if built(name)}
 
 
 def resolve(name: str) -> Image:
