@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -11,10 +12,13 @@ from pathlib import Path
 import faults
 import pytest
 
-from bench import controls, spikein, validation
+from bench import controls, journal, spikein, validation
+from bench.commands import validate
+from bench.commands.arguments import parse
 from bench.store import StoredRun
 from bench.validation import Sheet
 
+WAIT_S = 900.0  # somebody else's comparison may have to end first
 ABOUT = {"hvct_version": "1", "summary": "a host", "host": {}}
 
 
@@ -49,6 +53,58 @@ def test_the_quick_parts_on_this_host(tmp_path: Path) -> None:
         assert checks["guest kernel"]["passed"] is None
     for private in (str(tmp_path), str(Path.home()) + "/", f"{platform.node()}\n"):
         assert private not in text and private not in json.dumps(sheet)
+
+
+@pytest.mark.root
+@pytest.mark.vm
+@pytest.mark.usefixtures("nothing_left", "busybox", "default_image")
+def test_receipts_and_servers_on_this_host(tmp_path: Path) -> None:
+    """What hvct needs is there, receipts of every pair agree, a server in each arm answers."""
+    done = faults.hvct(
+        *("doctor", "--validate", "--parts", "host,identity,network", "--json"),
+        cwd=tmp_path,
+        timeout_s=WAIT_S,
+    )
+    sheet = json.loads(done.out)
+    checks = {check["name"]: check for check in sheet["checks"]}
+    assert checks["requirements"]["passed"], checks["requirements"]["said"]
+    pairs = [("vm", "container"), ("container", "process")]
+    if not sheet["capabilities"]["vm"]["usable"]:
+        pytest.skip(sheet["capabilities"]["vm"]["reason"])
+    for arm, baseline in pairs:
+        check = checks[f"{arm} against {baseline}"]
+        assert check["passed"] and check["said"].startswith("2 of 2 pairs of trials identical")
+    for arm in ("vm", "container", "process"):
+        assert checks[f"{arm} answers"]["said"] == "2 of 2 servers answered"
+        assert checks[f"{arm} answers"]["passed"]
+    assert sheet["kvm"] is None and sheet["passed"] and done.code == 0
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("nothing_left", "busybox")
+def test_a_spike_in_on_this_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control of memory, as the part runs all of them; each arm and metric is a check."""
+    # What other programs do to the host's memory would be judged by chance with so few blocks.
+    own = tuple(injection for injection in controls.MEMORY.injections if injection.sharp)
+    control = dataclasses.replace(controls.MEMORY, blocks=6, injections=own)
+    monkeypatch.setattr(controls, "NATIVE", (control,))
+    monkeypatch.setattr(controls, "EMULATED", ())
+    monkeypatch.setattr(controls, "KVM", ())
+    with journal.exclusive(wait=True):
+        sheet = validate.run(("spike-ins",), parse(["doctor", "--validate"]))
+    checks = [check for check in sheet.checks if check.part == "spike-ins"]
+    metrics = {injection.metric for injection in control.injections}
+    assert len(checks) == 2 * len(metrics)
+    for arm in ("container", "process"):
+        for metric in metrics:
+            (check,) = (
+                check for check in checks if check.name == f"{arm}: {control.title}, {metric}"
+            )
+            assert check.passed and "truth" in check.said, check
+    printed = "".join(capsys.readouterr())
+    assert printed.count("passed    spike-ins") == len(checks)
 
 
 @pytest.mark.root
