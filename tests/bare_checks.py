@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from bareroot import BareRoot
 
+pytestmark = pytest.mark.timeout(2400)  # instead of the usual limit: see above
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[BareRoot]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from bareroot import BareRoot
 
+pytestmark = pytest.mark.timeout(2400)  # setting up is in the first test's time
 SUITE = "trixie"
 
 VERSIONS = """
