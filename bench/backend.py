@@ -211,3 +211,38 @@ class Backend(Protocol):
         cannot honour, LaunchFailed when the launch itself failed (nothing is left then).
         """
         ...
+
+
+class PendingLaunch(Protocol):
+    """A launch that was asked for; leaving the context without `complete` undoes it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def complete(self) -> Instance:
+        """The instance; raises LaunchFailed when there is none, and then nothing is left."""
+        ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A backend whose `launch` waits for an answer, and that can be asked without waiting."""
+
+    def begin(self, spec: InstanceSpec) -> PendingLaunch:
+        """Ask for an instance; those asked for are completed in the same order."""
+        ...
+
+
+@runtime_checkable
+class Reserves(Protocol):
+    """A backend that has something ready before an instance is requested."""
+
+    def reserve(self, specs: Sequence[InstanceSpec]) -> None:
+        """Have it ready for each of these at once."""
+        ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench import schedule, spec, store
+from bench import schedule, spec, store, together
 from bench.arms import ARMS
 from bench.backend import Backend
 from bench.context import RunContext
@@ -137,11 +137,14 @@ class Campaign:
         settled = wait_quiet()
         fraction = self.shared_cache.ensure_warm(self.read_by(slot.arm, workload))
         log_dir = self.run_store.directory / "logs"
-        wanted = self.make_spec(workload)
-        others = settled.get("settle_other_cpus", 0.0)
-        trial = run_trial(
-            self.backends[slot.arm], slot, workload, wanted, log_dir, attempt, idle_cpus=others
-        )
+        backend = self.backends[slot.arm]
+        if workload.together > 1:
+            many = [self.make_spec(workload) for _ in range(workload.together)]
+            trial = together.run_trial(backend, slot, workload, many, log_dir, attempt)
+        else:
+            wanted = self.make_spec(workload)
+            others = settled.get("settle_other_cpus", 0.0)
+            trial = run_trial(backend, slot, workload, wanted, log_dir, attempt, idle_cpus=others)
         trial.disturbances |= settled
         trial.disturbances["image_resident"] = fraction
         return trial

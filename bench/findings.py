@@ -11,6 +11,7 @@ from typing import Any
 from bench.arms import ARMS, pairs
 from bench.disturbances import UNMET
 from bench.identity import shown
+from bench.launch_limit import parallel_launch
 from bench.model import Finding, MemoryBasis, NetworkMode
 from bench.registration import deviations
 
@@ -55,6 +56,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *shared_cpus(trials),
         *noise_floor(run),
         *beyond_detection(run),
+        *parallel_launch(run, trials),
     ]
 
 

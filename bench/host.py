@@ -22,6 +22,7 @@ from bench import cgroupfs
 
 Facts = dict[str, object]
 
+KEPT_SHARE, KEPT_BYTES = 0.10, 512 << 20  # of the host's memory, whichever is more, stays free
 TUNING = re.compile(
     r"^(mitigations|isolcpus|nohz|nohz_full|rcu_nocbs|intel_pstate|amd_pstate|idle|psi|tsc|nosmt|"
     r"transparent_hugepage|hugepages\w*|default_hugepagesz|clocksource|numa_balancing|kpti|nopti|"
@@ -189,6 +190,12 @@ def meminfo() -> dict[str, int]:
         key, _, rest = line.partition(":")
         amounts[key] = int(rest.split()[0]) * 1024
     return amounts
+
+
+def room_bytes() -> float:
+    """What instances may take of the host's memory, so that it neither swaps nor kills."""
+    facts = meminfo()
+    return facts["MemAvailable"] - max(KEPT_BYTES, KEPT_SHARE * facts["MemTotal"])
 
 
 def mem_available_bytes() -> int:

@@ -251,6 +251,7 @@ class Workload:
     that) and then stopped. ``work_units`` is the fixed amount of work done, for
     work per host CPU second; 0 when the workload is not about work. ``exchanges`` is how
     often the host, once a server is ready by reply, repeats that exchange to time it.
+    ``together`` instances of it are launched at once in one trial.
     """
 
     name: str
@@ -272,6 +273,7 @@ class Workload:
     work_units: float = 0.0
     work_unit_name: str = "work"
     exchanges: int = 0
+    together: int = 1
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from bench.exchanges import MOST_EXCHANGES
 from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
 from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
+from bench.readiness import OUTPUT_KINDS
 from bench.schedule import AGAINST_ITSELF
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
 
@@ -58,6 +59,9 @@ INVALIDATION: dict[str, float] = dict(DISTURBED_LIMITS)
 Readings of the host alone (`bench.disturbances`), never of the measured values: a rule that
 looked at results would be the deleting of outliers.
 """
+
+MOST_TOGETHER = 200
+"""Instances launched at once: the run's subnet has 253 addresses, the harness 1024 descriptors."""
 
 LEAST_CPUS = 0.01
 """The kernel takes no smaller quota: 1 ms of every 100 ms."""
@@ -101,6 +105,8 @@ class Plan:
             rules["security"] += f"; for {same} 'same': one confinement, by the agent, in every arm"
         if any(workload.limits.scratch_bytes for workload in self.workloads):
             rules["scratch_disk"] = SCRATCH_RULE
+        if many := _named(w for w in self.workloads if w.together > 1):
+            rules["cpu"] += f"; those launched at once ({many}) are all pinned to the CPUs of one"
         if "container:slot" in self.arms:
             rules["join"] += (
                 "; container:slot is born in a group that was made before the request, and on "
@@ -148,7 +154,9 @@ def default_primary(workloads: Sequence[Workload]) -> tuple[tuple[str, str], ...
     """The metrics judged together when the plan names none: the most telling of each workload."""
     chosen: list[tuple[str, str]] = []
     for workload in workloads:
-        if workload.until == "ready":
+        if workload.together > 1:
+            chosen.append(("together_started", workload.name))
+        elif workload.until == "ready":
             health = workload.ready.kind is ReadyKind.HEALTH
             if health or workload.network is not NetworkMode.NONE:
                 chosen.append(("startup_ready", workload.name))
@@ -224,6 +232,8 @@ def check_workload(workload: Workload) -> None:
         BadInput: with the place and what is allowed there.
     """
     where = f"workload {workload.name!r}"
+    if workload.together != 1:
+        _check_together(workload, where)
     if not math.isfinite(workload.limits.cpus) or workload.limits.cpus < LEAST_CPUS:
         raise BadInput(
             f"{where}: {workload.limits.cpus:g} is no number of CPUs",
@@ -296,6 +306,25 @@ def check_workload(workload: Workload) -> None:
             raise BadInput(f"{where}: {key!r} holds a NUL byte or '='", "remove it")
 
 
+def _check_together(workload: Workload, where: str) -> None:
+    """What is measured of one instance is not measured of many."""
+    if not 1 <= workload.together <= MOST_TOGETHER:
+        raise BadInput(
+            f"{where}: {workload.together} instances at once", f"it is 1 to {MOST_TOGETHER}"
+        )
+    at_once = f"{where}: {workload.together} at once"
+    if workload.ready.kind not in (ReadyKind.STARTED, *OUTPUT_KINDS):
+        raise BadInput(
+            f"{at_once} cannot be ready by {workload.ready.kind}: probing them would disturb them",
+            "use started, output or line, e.g. hvct compare hello --together 8",
+        )
+    if workload.hold_s or workload.work_units or workload.metrics:
+        raise BadInput(
+            f"{at_once} are launched, and neither held nor is their work measured",
+            "leave out hold_s, work_units and metrics, e.g. hvct compare hello --together 8",
+        )
+
+
 def check_against_host(plan: Plan, *, cpus: int, memory_bytes: int) -> None:
     """What only this host decides.
 
@@ -314,4 +343,11 @@ def check_against_host(plan: Plan, *, cpus: int, memory_bytes: int) -> None:
                 f"workload {workload.name!r} wants {workload.limits.memory_bytes >> 20} MiB,"
                 f" this host has {memory_bytes >> 20} MiB",
                 "set a smaller limits.memory",
+            )
+        if (workload.limits.memory_bytes or 0) * workload.together > memory_bytes:
+            raise BadInput(
+                f"{workload.together} instances of {workload.name!r} at once may use "
+                f"{(workload.limits.memory_bytes or 0) >> 20} MiB each,"
+                f" this host has {memory_bytes >> 20} MiB",
+                "launch fewer at once, or set a smaller limits.memory",
             )

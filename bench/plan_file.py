@@ -31,6 +31,7 @@ from bench.model import (
 from bench.plan import (
     INVALIDATION,
     LEAST_CPUS,
+    MOST_TOGETHER,
     Plan,
     check,
     check_workload,
@@ -111,6 +112,7 @@ class _Workload(_Strict):
     work_units: Number = Field(0.0, ge=0)
     work_unit_name: str = "work"
     exchanges: Count = Field(0, ge=0, le=MOST_EXCHANGES)
+    together: Count = Field(1, ge=1, le=MOST_TOGETHER)
 
 
 class _Primary(_Strict):
@@ -253,6 +255,7 @@ def _workload(item: _Workload) -> Workload:
         work_units=item.work_units,
         work_unit_name=item.work_unit_name,
         exchanges=item.exchanges,
+        together=item.together,
     )
 
 

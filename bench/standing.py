@@ -22,6 +22,7 @@ from bench.campaign import Campaign
 from bench.cgroupfs import read_text
 from bench.disturbances import run_time_s
 from bench.errors import HostCannot, HvctError
+from bench.host import room_bytes
 from bench.model import NetworkMode, Workload
 from bench.network import HOSTS
 from bench.pagecache import resident_pages
@@ -32,7 +33,6 @@ SETTLE_S = 0.5  # after the last launch or release; the kernel gives memory back
 LOOKS = 9  # at the host's memory, over the hold; their median counts
 STOP_GRACE_S = 5.0
 LINK_LIMIT_NS = 5_000_000_000
-KEPT_SHARE, KEPT_BYTES = 0.10, 512 << 20  # of the host's memory, whichever is more, stays free
 GROWTH = 1.25  # what stands may grow by a quarter over what one held when it was tried
 UNRECLAIMABLE = ("SUnreclaim", "KernelStack", "PageTables", "SecPageTables", "Percpu")
 """Lines of /proc/meminfo: kernel memory that MemAvailable counts as gone."""
@@ -72,12 +72,6 @@ def fitting(
     shrunk = tuple(sorted({step * fits // largest for step in wanted}))
     said = ", ".join(map(str, shrunk))
     return shrunk, f"{said} instead of {', '.join(map(str, wanted))}: {why}"
-
-
-def room_bytes() -> float:
-    """What instances may take of the host's memory, so that it neither swaps nor kills."""
-    facts = host.meminfo()
-    return facts["MemAvailable"] - max(KEPT_BYTES, KEPT_SHARE * facts["MemTotal"])
 
 
 @dataclass

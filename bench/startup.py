@@ -50,7 +50,7 @@ def _wait_ready(
             if left <= 0:
                 raise TrialTimeout(f"not ready within {workload.timeout_s:g} s")
             if instance.exit is not None:
-                raise _died_early(instance, workload)
+                raise died_early(instance, workload)
             instance.pump(min(left, 0.25))
         stamp, resolution = watch.ready_ns, 0
     else:
@@ -73,7 +73,7 @@ def _wait_ready(
         )
         if reached is None:
             if instance.exit is not None:
-                raise _died_early(instance, workload)
+                raise died_early(instance, workload)
             raise TrialTimeout(
                 f"port {workload.ready.port} gave no useful reply within {workload.timeout_s:g} s"
             )
@@ -94,11 +94,12 @@ def _healthy(
     if reached is not None:
         return reached.stamp_ns, reached.resolution_ns
     if instance.exit is not None:
-        raise _died_early(instance, workload)
+        raise died_early(instance, workload)
     raise TrialTimeout(f"not healthy within {workload.timeout_s:g} s; the last check: {said}")
 
 
-def _died_early(instance: Instance, workload: Workload) -> HvctError:
+def died_early(instance: Instance, workload: Workload) -> HvctError:
+    """What to raise where a workload ended before it was ready."""
     assert instance.exit is not None
     return HvctError(
         f"the workload ended before it was ready: {ending(instance)}",

@@ -69,12 +69,12 @@ def run_trial(
     Args:
         idle_cpus: CPUs' worth of work of others just before, for `_attribute`.
     """
-    with _no_collection():
+    with no_collection():
         return _run_trial(backend, slot, workload, spec, log_dir, attempt, idle_cpus)
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No garbage collection in a trial: with all that is imported one takes tens of ms.
 
     What was put off is done at the end, before the gap to the next trial.
@@ -124,14 +124,14 @@ def _run_trial(
                 raise
             finally:
                 _finish(instance, trial)
-        _judge_exit(instance, workload)
+        judge_exit(instance, workload)
         _derive(trial, instance, workload, readings)
     except Refused as error:
-        trial.outcome, trial.error = Outcome.REFUSED, _one_line(error)
+        trial.outcome, trial.error = Outcome.REFUSED, one_line(error)
     except TrialTimeout as error:
-        trial.outcome, trial.error = Outcome.TIMEOUT, _one_line(error)
+        trial.outcome, trial.error = Outcome.TIMEOUT, one_line(error)
     except HvctError as error:
-        trial.outcome, trial.error = Outcome.FAILED, _one_line(error)
+        trial.outcome, trial.error = Outcome.FAILED, one_line(error)
     if instance is not None:
         _bound_listening(instance, workload)
         trial.timeline = instance.timeline.seconds()
@@ -141,7 +141,7 @@ def _run_trial(
         trial.receipt = dict(instance.receipt)
         if trial.outcome is not Outcome.OK:
             trial.samples = []
-            trial.logs = _save_logs(instance, slot, attempt, log_dir)
+            trial.logs = save_logs(instance, slot, attempt, log_dir)
     charged = trial.usage.get("cpu", {}).get("cgroup_cpu_s") or 0.0
     after = Snapshot.take(charged_s=charged, helpers=readings.helpers)
     trial.disturbances = between(before, after)
@@ -235,8 +235,12 @@ def _finish(instance: Instance, trial: Trial) -> None:
     )
 
 
-def _judge_exit(instance: Instance, workload: Workload) -> None:
-    """A workload that was to end by itself must end as the plan expects."""
+def judge_exit(instance: Instance, workload: Workload) -> None:
+    """A workload that was to end by itself must end as the plan expects.
+
+    Raises:
+        HvctError: with how it ended.
+    """
     if workload.until != "exit":
         return
     status = instance.exit
@@ -314,7 +318,8 @@ def _attribute(cpu: dict[str, float | int | None], window_s: float, readings: _R
         cpu["attributed"] = min(1.0, window_s / busy_s) if busy_s > 0 else 1.0
 
 
-def _save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> str | None:
+def save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> str | None:
+    """Keep what an instance of a failed trial said; the file's name, None where it said nothing."""
     parts = [
         f"== {name} ==\n".encode() + data[-LOG_LIMIT:] + b"\n"
         for name, data in (
@@ -336,5 +341,6 @@ def _save_logs(instance: Instance, slot: Slot, attempt: int, log_dir: Path) -> s
     return f"{log_dir.name}/{path.name}"
 
 
-def _one_line(error: HvctError) -> str:
+def one_line(error: HvctError) -> str:
+    """An error as a trial's line holds it."""
     return " ".join(error.message.split())

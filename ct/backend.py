@@ -12,6 +12,7 @@ import platform
 import socket
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ from bench.agent.build import agent_path, build_static
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.agent.session import AgentSession
-from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup import Cgroup
 from bench.cgroup import version as cgroup_version
 from bench.context import RUN_VARIABLE, RunContext
-from bench.errors import HostCannot, HvctError, LaunchFailed, Refused
+from bench.errors import HvctError, LaunchFailed, Refused
 from bench.model import (
     Capability,
     Event,
@@ -37,6 +38,7 @@ from bench.model import (
     Timeline,
 )
 from ct import network, rootfs, security, steps
+from ct.groups import limits_of, new_cgroup
 from ct.instance import LauncherInstance
 from ct.pending import Pending, Place, facts
 from ct.rootfs import Lower
@@ -52,7 +54,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-MOST_PENDING = 32  # launches asked for and not completed: their answers wait in a socket
+LAUNCHERS = 8  # that share what is launched at once; each waits while the kernel makes one
 IDENTITY_MAP = "0 0 65536"  # files keep their owners; what goes is power over the host
 HOST_LOOPBACK = "127.0.0.1"
 
@@ -84,6 +86,8 @@ class LauncherBackend(ABC):
         self.context = context
         self._worker: Worker | None = None
         self._lowers: dict[str, Lower] = {}
+        self._beside: list[Worker] = []
+        self._turns: deque[Worker] = deque()  # who makes the next instances
 
     def __enter__(self) -> Self:
         return self
@@ -94,18 +98,25 @@ class LauncherBackend(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._end_beside()
         if self._worker is not None:
             self._worker.close()
             self._worker = None
             self._lowers.clear()
 
+    def _end_beside(self) -> None:
+        self._turns.clear()
+        while self._beside:
+            self._beside.pop().close()
+
     @property
     def worker(self) -> Worker:
         """The launcher, started on first use, and again after somebody killed it."""
         if self._worker is not None and not self._worker.alive:
-            self._worker.close()
-            self._worker = None
-            self._lowers.clear()
+            self._close()
         if self._worker is None:
             directory = f"ct-{self.folder or self.name}"
             self._worker = Worker.start(
@@ -152,14 +163,36 @@ class LauncherBackend(ABC):
         )
 
     def helpers(self) -> tuple[int, ...]:
-        """The launcher's process id, once it runs."""
-        return () if self._worker is None else (self._worker.pid,)
+        """The process ids of the launcher, once it runs, and of those beside it."""
+        first = () if self._worker is None else (self._worker.pid,)
+        return (*first, *(one.pid for one in self._beside))
 
     def prepare(self, spec: InstanceSpec) -> None:
         """Start the launcher and mount the image: once per run, in no trial."""
         self._lower(spec.image)
         security.mask_steps()
         seccomp_program()
+
+    def reserve(self, specs: Sequence[InstanceSpec]) -> None:
+        """Have several launchers share these: one makes an instance only after the other.
+
+        Raises:
+            HvctError: one cannot be started.
+        """
+        self._turns.clear()
+        mounted = len(self._lowers)
+        for spec in specs:
+            self._lower(spec.image)
+        wanted = min(len(specs), LAUNCHERS) - 1
+        if mounted != len(self._lowers) or not all(one.alive for one in self._beside):
+            self._end_beside()  # they have the images that were mounted when they were started
+        while len(self._beside) < wanted:
+            self._beside.append(
+                Worker.start_beside(self.worker, self.context, launcher_path(), agent_path())
+            )
+        if wanted > 0:
+            launchers = (self.worker, *self._beside)
+            self._turns.extend(launchers[number % len(launchers)] for number in range(len(specs)))
 
     def _lower(self, image: Image) -> Lower:
         _ = self.worker  # first: a new launcher has mounted nothing
@@ -187,19 +220,19 @@ class LauncherBackend(ABC):
     def begin(self, spec: InstanceSpec) -> Pending:
         """Ask for an instance without waiting for the launcher's answer.
 
-        Several may be asked for before the first is completed, `MOST_PENDING` at most; they
-        are completed in the same order.
+        Several may be asked for before the first is completed (`bench.together` says how
+        many); they are completed in the same order.
         """
         # Our questions and what `prepare` has done (or has to do again, after somebody killed
         # the launcher) are not part of the start.
         self.check(spec)
         lower = self._lower(spec.image)
-        worker = self.worker
+        worker = self._turns.popleft() if self._turns else self.worker
         with contextlib.ExitStack() as undo:
             held = undo.enter_context(contextlib.ExitStack())
             # Writing a scratch disk is preparation, attaching it is not: as for a VM.
             file = held.enter_context(scratch.backing_file(spec))
-            place = self._place(spec, held)
+            place = self._place(spec, held, worker)
             undo.enter_context(place.until_answered)
             if place.cgroup:
                 undo.callback(place.cgroup.remove)
@@ -216,6 +249,7 @@ class LauncherBackend(ABC):
             with theirs:
                 request = self._request(spec, lower, disk, cgroup, place, theirs.fileno())
                 place.wire.launch(request)
+                undo.callback(place.wire.forget, request.id)
             session = AgentSession(ours)
 
             def make(launched: Launched) -> LauncherInstance:
@@ -237,13 +271,14 @@ class LauncherBackend(ABC):
             failure = self._meanwhile(spec, session)
             return Pending(worker, place, request, make, failure, undo.pop_all())
 
-    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack) -> Place:
+    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack, worker: Worker) -> Place:
         """What an instance finds ready before it is requested: here nothing but the launcher.
 
         Args:
             held: what is done after its release, or when there will be none.
+            worker: whose turn it is.
         """
-        return Place(self.worker)
+        return Place(worker)
 
     def _request(
         self,
@@ -255,7 +290,7 @@ class LauncherBackend(ABC):
         channel: int,
     ) -> LaunchRequest:
         plan = self.plan(spec, lower, scratch_steps(disk) if disk else ())
-        parked = place.wire is not self.worker  # whoever makes it is in the group already
+        parked = place.parked
         into = cgroup.directory_fd if cgroup and not parked else None
         join = tuple(cgroup.join_fds()) if cgroup and into is None and not parked else ()
         passed = 1 + (into is not None)  # the channel is the first descriptor
@@ -359,31 +394,6 @@ class ContainerBackend(LauncherBackend):
         if spec.network is NetworkMode.HOST:
             return HOST_LOOPBACK
         return spec.address.ip if spec.address else ""
-
-
-def limits_of(spec: InstanceSpec) -> CgroupLimits:
-    """What an instance's control group allows."""
-    return CgroupLimits(
-        memory_bytes=spec.limits.memory_bytes,
-        swap_bytes=spec.limits.swap_bytes,
-        cpu_set=spec.cpu_set,
-        cpu_quota=spec.cpu_quota,
-        pids=spec.limits.pids,
-    )
-
-
-def new_cgroup(tag: str, name: str, limits: CgroupLimits) -> Cgroup:
-    """Make a group for one instance.
-
-    Raises:
-        LaunchFailed: the kernel refused it; nothing is left.
-    """
-    try:
-        return Cgroup.create(tag, name, limits)
-    except HostCannot:
-        raise
-    except HvctError as error:
-        raise LaunchFailed(error.message, error.hint) from error
 
 
 def _agent_filter(spec: InstanceSpec) -> bytes:

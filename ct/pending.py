@@ -37,6 +37,11 @@ class Place:
     namespaces: tuple[int, ...] = ()
     until_answered: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
+    @property
+    def parked(self) -> bool:
+        """Whether who makes it is in its group already."""
+        return not isinstance(self.wire, Worker)
+
 
 class Pending:
     """A launch that was asked for. `complete` waits for the answer; left without it, it is undone.

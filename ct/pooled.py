@@ -62,8 +62,9 @@ class PooledBackend(ContainerBackend):
         """Have a namespace wait for each of these.
 
         Raises:
-            LaunchFailed: the launcher is gone.
+            HvctError: there is no launcher.
         """
+        super().reserve(specs)
         while len(self._pool) < len(specs):
             self._pool.append(self._ask())
 
@@ -71,12 +72,12 @@ class PooledBackend(ContainerBackend):
         worker = self.worker
         return worker, worker.ask_namespace(MAKE)
 
-    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack) -> Place:
+    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack, worker: Worker) -> Place:
         """Take a namespace, before anything is requested; another is made after the release."""
         while self._pool and self._pool[0][0] is not self.worker:
             self._pool.popleft()  # went with its launcher
-        worker, id = self._pool.popleft() if self._pool else self._ask()
-        namespace = worker.namespace(id, MAKE)
+        maker, id = self._pool.popleft() if self._pool else self._ask()
+        namespace = maker.namespace(id, MAKE)
         place = Place(worker, namespaces=(namespace,))
         # Kept by us, it would outlive the instance.
         place.until_answered.callback(os.close, namespace)

@@ -25,7 +25,8 @@ from bench.cgroup import version as cgroup_version
 from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed, Refused
 from bench.model import InstanceSpec
-from ct.backend import ContainerBackend, limits_of, new_cgroup
+from ct.backend import ContainerBackend
+from ct.groups import limits_of, new_cgroup
 from ct.pending import Place
 from ct.worker import ParkedSlot, Worker
 
@@ -96,9 +97,13 @@ class SlotBackend(ContainerBackend):
     def reserve(self, specs: Sequence[InstanceSpec]) -> None:
         """Have a slot wait for each of these; returns once all are joined.
 
+        Their helpers work beside each other; where there are none, several launchers do.
+
         Raises:
             LaunchFailed: one cannot be had.
         """
+        if cgroup_version() == 2:
+            super().reserve(specs)
         wanted: dict[CgroupLimits, int] = defaultdict(int)
         for spec in specs:
             wanted[limits_of(spec)] += 1
@@ -148,12 +153,12 @@ class SlotBackend(ContainerBackend):
             raise
         return slot
 
-    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack) -> Place:
+    def _place(self, spec: InstanceSpec, held: contextlib.ExitStack, worker: Worker) -> Place:
         """Take a slot, before anything is requested; another takes its place after the release."""
         limits = limits_of(spec)
         slot = self._take(limits)
         held.callback(self._refill, limits)
-        place = Place(slot.worker, slot.cgroup, MADE)
+        place = Place(worker, slot.cgroup, MADE)
         if slot.parked:
             place = Place(slot.parked, slot.cgroup, PARKED)
             place.until_answered.callback(slot.parked.close)

@@ -151,6 +151,13 @@ class Wire:
         pairs += [("argv", "hvct-agent"), ("argv", "--channel=3")]
         pairs += [("env", f"{name}={value}") for name, value in request.environment.items()]
         self.send(pairs, descriptors, request.steps)
+        self._expected.add(request.id)
+
+    def forget(self, id: str) -> None:
+        """Nobody waits for this answer any more: what it brings is ended."""
+        self._expected.discard(id)
+        if id in self._early:
+            self._note(*self._early.pop(id))
 
     def launched(self, request: LaunchRequest) -> Launched:
         """The answer to `launch`.

@@ -36,10 +36,16 @@ class Worker(Wire):
     """A running launcher. Leaving the context ends it with all its instances."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], connection: socket.socket, directory: Path
+        self,
+        process: subprocess.Popen[bytes],
+        connection: socket.socket,
+        directory: Path,
+        *,
+        owns: bool = True,
     ) -> None:
         super().__init__(connection)
         self.directory = directory
+        self._owns_directory = owns
         self.pid = process.pid
         self._process = process
         self._count = 0
@@ -62,6 +68,36 @@ class Worker(Wire):
             HvctError: it cannot be started.
         """
         directory = context.runtime_dir / name
+        return cls._start(context, launcher, agent, directory, enter, context.cleanup)
+
+    @classmethod
+    def start_beside(
+        cls, first: Worker, context: RunContext, launcher: Path, agent: Path
+    ) -> Worker:
+        """Start another launcher that has the first one's images: the same mounts, and its folder.
+
+        Raises:
+            HvctError: it cannot be started.
+        """
+        # The folder is entered from inside: one that was open before would not show the mounts.
+        enter = (
+            *("nsenter", f"--mount=/proc/{first.pid}/ns/mnt"),
+            *("sh", "-c", 'cd "$0" && exec "$@"', str(first.directory)),
+        )
+        return cls._start(context, launcher, agent, first.directory, enter, (), owns=False)
+
+    @classmethod
+    def _start(
+        cls,
+        context: RunContext,
+        launcher: Path,
+        agent: Path,
+        directory: Path,
+        enter: Sequence[str],
+        cleanup: Sequence[str],
+        *,
+        owns: bool = True,
+    ) -> Worker:
         try:
             (directory / "scratch").mkdir(parents=True, exist_ok=True)
             context.log_dir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +108,7 @@ class Worker(Wire):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * RECORD_BYTES)
         with theirs, (context.log_dir / LOG_NAME).open("ab") as log:
             process = subprocess.Popen(
-                [*enter, str(launcher), str(theirs.fileno()), *context.cleanup],
+                [*enter, str(launcher), str(theirs.fileno()), *cleanup],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -81,7 +117,7 @@ class Worker(Wire):
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C is for the harness to decide about
             )
-        worker = cls(process, ours, directory)
+        worker = cls(process, ours, directory, owns=owns)
         try:
             answer, _ = worker.answer("")
             if answer["reply"] != "ready":
@@ -108,6 +144,8 @@ class Worker(Wire):
             for descriptor in descriptors:
                 os.close(descriptor)
         self._early.clear()
+        if not self._owns_directory:  # its folders are where another has mounted images
+            return
         for folder in (self.directory / "scratch", *self.directory.glob("image-*")):
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -69,6 +69,10 @@ class VmInstance(AgentInstance):
             self._need_session().ping(FIRST_PINGS)
         return happened
 
+    def fileno(self) -> int:
+        """What to poll for `pump` to have work: until QEMU has its channel, the worker's word."""
+        return self.link.fileno() if self._session is None else super().fileno()
+
     def _connected(self, deadline_ns: int) -> AgentSession | None:
         """The session, once QEMU has opened the channel; RUN is sent at that moment."""
         if self._session is not None:

@@ -129,3 +129,51 @@ def test_flushes_of_a_scratch_disk_must_agree() -> None:
     ):
         assert codes(run(), [flushed("vm", own), flushed("container", other)]) == {code}
     assert codes(run(), [flushed("vm", 40.0), trial("container")]) == set()
+
+
+def at_once(worker: float, harness: float, inside: float, queued: float, cpus: float = 1.0) -> Any:
+    """The finding about 20 instances launched at once, while these were busy."""
+    record = run()
+    (workload,) = record["plan"]["workloads"]
+    workload["together"] = 20
+    workload["limits"]["cpus"] = cpus
+    values = {
+        "worker_busy": worker,
+        "harness_busy": harness,
+        "instances_busy": inside,
+        "launches_queued": queued,
+    }
+    measured = []
+    for factor in (0.9, 1.0, 5.0):  # the median counts, and not one trial of its own kind
+        made = trial("container")
+        samples = [{"metric": name, "value": factor * value} for name, value in values.items()]
+        measured.append({**made, "samples": samples})
+    (finding,) = from_run(record, [*measured, {**trial("vm"), "samples": []}])
+    return finding
+
+
+def test_who_was_the_limit_of_a_parallel_launch() -> None:
+    """Hvct itself, by CPU time or by making one after the other; else what else it was."""
+    for case, who in (
+        ((0.95, 0.2, 0.3, 0.1), "our helper process was the limit"),
+        ((0.2, 0.95, 0.3, 0.1), "the harness was the limit"),
+        ((0.2, 0.1, 0.3, 0.7), "our helper process was the limit"),
+    ):
+        finding = at_once(*case)
+        assert (finding.code, finding.level) == ("launch.worker-limit", "warning")
+        assert who in finding.message and finding.message.startswith("container: 20 of redis")
+        assert finding.remedy
+    free = at_once(0.2, 0.1, 0.3, 0.2)
+    assert (free.code, free.level) == ("launch.limit", "info")
+    assert "kernel" in free.meaning
+    # Launches wait for a helper that itself waits for the instances' CPU.
+    pinned = at_once(0.2, 0.1, 0.95, 0.7)
+    assert pinned.code == "launch.limit" and "CPUs that all of them are pinned" in pinned.meaning
+    assert "kernel" in at_once(0.2, 0.1, 0.95, 0.2, cpus=2.0).meaning
+
+
+def test_one_at_a_time_has_no_such_limit() -> None:
+    """Runs of before, and workloads of one instance, are not spoken of."""
+    record = run()
+    record["plan"]["workloads"][0]["together"] = 1
+    assert codes(record, [trial("vm"), trial("container")]) == set()

@@ -133,7 +133,8 @@ def test_every_key_survives_being_written(tmp_path: Path) -> None:
         for field in dataclasses.fields(made)
         if getattr(made, field.name) == getattr(default, field.name)
     }
-    assert changed == {"swap_bytes", "writable_inodes", "pointer"}, "these are no keys, or above"
+    # No keys, above, or in a test of its own: many at once are ready by other rules.
+    assert changed == {"swap_bytes", "writable_inodes", "pointer", "together"}
     notes = {"w": "a note\nof \x01 two lines"}
     assert plan_file.from_toml(write(tmp_path, plan_text.toml(EVERY_KEY, notes))) == EVERY_KEY
     plain = dataclasses.replace(EVERY_KEY, margins={}, invalidation=dict(plan.INVALIDATION))
@@ -241,3 +242,44 @@ def test_what_an_arm_has_ready_beforehand_is_a_rule_of_the_plan() -> None:
     rules = plan.quick([workload], arms=["container:slot", "container", "container:pooled"])
     assert "container:slot is born in a group that was made before" in rules.fairness()["join"]
     assert "container:pooled enters a network namespace" in rules.fairness()["join"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('argv = ["x"]\ntogether = 0', "together"),
+        ('argv = ["x"]\ntogether = 201', "together"),
+        ('argv = ["x"]\ntogether = 2\nwork_units = 3.0', "neither held nor"),
+        (
+            'argv = ["x"]\ntogether = 2\nuntil = "ready"\nhold_s = 1.0\nready = {kind = "output"}',
+            "neither held nor",
+        ),
+        (
+            'argv = ["x"]\ntogether = 2\nuntil = "ready"\nnetwork = "bridge"\n'
+            'ready = {kind = "tcp", port = 80}',
+            "cannot be ready by tcp",
+        ),
+    ],
+)
+def test_what_is_not_measured_of_many_at_once_is_refused(
+    tmp_path: Path, keys: str, said: str
+) -> None:
+    """Probes, holding and work are of one instance; the number has its bounds."""
+    file = write(tmp_path, f'blocks = 12\n[[workload]]\nname = "w"\n{keys}\n')
+    with pytest.raises(BadInput) as caught:
+        plan_file.from_toml(file)
+    assert said in caught.value.message and caught.value.hint
+
+
+def test_many_at_once_are_judged_by_the_last_one(tmp_path: Path) -> None:
+    """The plan keeps the number, judges together_started, and says where all are pinned."""
+    file = write(tmp_path, 'blocks = 12\n[[workload]]\nname = "w"\nargv = ["x"]\ntogether = 20\n')
+    made = plan_file.from_toml(file)
+    assert made.primary == (("together_started", "w"),)
+    assert made.workload("w").together == 20
+    assert plan_file.from_toml(write(tmp_path, plan_text.toml(made))) == made
+    assert "(w) are all pinned to the CPUs of one" in made.fairness()["cpu"]
+    assert plan_file.from_run(json.loads(json.dumps(jsonable(made)))) == made
+    with pytest.raises(BadInput, match="20 instances of 'w' at once may use 512 MiB each"):
+        plan.check_against_host(made, cpus=2, memory_bytes=20 * (512 << 20) - 1)
+    plan.check_against_host(made, cpus=2, memory_bytes=20 * (512 << 20))

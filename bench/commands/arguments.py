@@ -205,6 +205,7 @@ def _compare(commands: Commands) -> None:
         """
 hvct compare                                    the quick suite
 hvct compare hello redis --arms vm,container --blocks 12
+hvct compare hello --together 20        twenty launched at once in each trial
 hvct compare startup --arms all                 beside runc and other peers
 hvct compare --image busybox -- sh -c 'echo ready; sleep 1'
 hvct compare --image postgres:16 -e POSTGRES_PASSWORD=x    pulled if missing
@@ -234,6 +235,10 @@ A registry with a login: hvct image login. One with its own CA: hvct image pull
     parser.add_argument(
         "--blocks", type=int, metavar="N", help="repetitions, one trial of every arm each"
     )
+    parser.add_argument(
+        "--together", type=int, default=1, metavar="N",
+        help="launch N instances of each workload at once, and measure that",
+    )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of the order of trials; default: a new one, recorded"
     )

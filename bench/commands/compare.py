@@ -108,6 +108,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """
     names, made = named_arms(options), planned(options)
     if made is not None:
+        if options.together != 1:
+            raise BadInput("--plan already says how many at once", "write together = N there")
         changes: dict[str, Any] = {"judge_emulated": options.judge_emulated}
         if names:
             changes["arms"] = names
@@ -116,7 +118,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         return plan.check(dataclasses.replace(made, **changes))
     name, chosen = named_work(options)
     made = plan.quick(
-        chosen,
+        [dataclasses.replace(one, together=options.together) for one in chosen],
         arms=names or arms.DEFAULT_ARMS,
         blocks=QUICK_BLOCKS if options.blocks is None else options.blocks,
         seed=options.seed,
