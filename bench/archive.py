@@ -48,6 +48,8 @@ def pack(directory: Path, target: Path | None = None) -> Path:
     target = target or directory.with_name(f"{directory.name}{SUFFIXES[0]}")
     if stem(target) == target.name:
         raise BadInput(f"{target.name} is no name for an archive", f"end it in {SUFFIXES[0]}")
+    if not target.absolute().parent.is_dir():
+        raise BadInput(f"{target.parent} is no folder", "make it first, or name another --output")
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     unpacked = beside.with_name(f"{beside.name}.tar")
     try:
@@ -111,15 +113,17 @@ def opened(path: Path) -> Iterator[Path]:
         try:
             with _tar(path) as tar:
                 _take(tar, folder, path)
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise BadInput(f"{path} is no archive of a run: {said}", _HINT) from error
+        except EOFError as error:
+            raise BadInput(f"{path} is damaged: it ends too soon", _HINT) from error
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+            raise BadInput(f"{path} is no archive of a run, or is damaged", _HINT) from error
         except HvctError as error:
             if type(error) is not HvctError:
                 raise
             raise BadInput(f"{path} is damaged: {error.message}", _HINT) from error
         except OSError as error:
-            raise oserror("read", path, error) from error
+            failure = oserror("read", path, error)
+            raise BadInput(failure.message, "make it readable, or run as its owner") from error
         yield folder
 
 

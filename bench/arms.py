@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.errors import BadInput
+from bench.errors import BadInput, no_such
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def resolve(names: Sequence[str]) -> tuple[Arm, ...]:
     """
     for name in names:
         if name not in ARMS:
-            raise BadInput(f"there is no arm {name!r}", f"choose from {', '.join(ARMS)}")
+            raise no_such("arm", name, ARMS)
         if list(names).count(name) > 1:
             raise BadInput(f"arm {name!r} is named twice", "name each arm once")
     return tuple(ARMS[name] for name in names)

@@ -8,8 +8,10 @@ do it (with the remedy), 128 + N ended by signal N (130 interrupted: a run can b
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -111,6 +113,11 @@ def _open_standard_descriptors() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w"))
+    # A name that is no text goes out as it came; a terminal that lacks a letter shows a "?".
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "replace")
 
 
 def _start_debugging() -> None:

@@ -35,6 +35,17 @@ LIMITS: dict[str, tuple[float, bool]] = {  # up to this counts as quiet; True: p
     "writeback_bytes": (8 << 20, False),  # on its way to a disk at this moment
     "dirty_bytes": (256 << 20, False),  # waiting for that: it may begin at any moment
 }
+SAID = {
+    "other_cpus": "other programs use {} CPUs",
+    "steal_cpus": "the machine below takes {} CPUs away",
+    "psi_io_full": "everything waits for a disk {} of the time",
+    "psi_cpu": "tasks wait for a CPU {} of the time",
+    "psi_memory": "tasks wait for memory {} of the time",
+    "procs_running": "{} tasks run",
+    "writeback_bytes": "{} are on their way to a disk",
+    "dirty_bytes": "{} wait to be written to a disk",
+}
+"""What is said of a condition that is not met."""
 LOAD = ("other_cpus", "procs_running")  # of which some may be meant to be there
 
 
@@ -248,6 +259,12 @@ def unmet(seen: dict[str, float], expected_cpus: float = 0.0) -> dict[str, float
 def unrest(seen: dict[str, float], expected_cpus: float = 0.0) -> list[str]:
     """Why a window does not count as quiet; empty when it does."""
     return [
-        f"{name} is {seen[name]:.3g}, quiet is up to {allowed:.3g}"
+        f"{SAID[name].format(_amount(name, seen[name]))} (quiet: up to {_amount(name, allowed)})"
         for name, allowed in unmet(seen, expected_cpus).items()
     ]
+
+
+def _amount(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / (1 << 20):.0f} MiB"
+    return f"{value:.0%}" if name.startswith("psi") else f"{value:.2g}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
 
 class HvctError(Exception):
@@ -35,6 +36,16 @@ class BadInput(HvctError):
     """The user's input is wrong: exit code 2, nothing done, nothing half-written."""
 
     exit_code = 2
+
+
+def no_such(what: str, name: str, choices: Iterable[str], otherwise: str = "") -> BadInput:
+    """A name that there is not: with the one that was meant, else with all there are."""
+    import difflib  # only a mistake needs it
+
+    known = list(choices)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}{otherwise}"
+    return BadInput(f"there is no {what} {name!r}", hint)
 
 
 class HostCannot(HvctError):

@@ -247,7 +247,7 @@ def exclusive(
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.seek(0)
         handle.truncate()
-        handle.write(f"process {os.getpid()}, {run_dir.absolute() if run_dir else 'no folder'}")
+        handle.write(f"process {os.getpid()}{f', {run_dir.absolute()}' if run_dir else ''}")
         handle.flush()
         yield
         handle.seek(0)

@@ -63,6 +63,9 @@ looked at results would be the deleting of outliers.
 MOST_TOGETHER = 200
 """Instances launched at once: the run's subnet has 253 addresses, the harness 1024 descriptors."""
 
+MOST_BLOCKS = 100_000
+"""A night of the shortest trials has fewer; whoever asks for more slipped on the keyboard."""
+
 LEAST_CPUS = 0.01
 """The kernel takes no smaller quota: 1 ms of every 100 ms."""
 
@@ -178,6 +181,10 @@ def check(plan: Plan) -> Plan:
     arms_module.resolve(plan.arms)
     if len(plan.arms) < 2 and plan.experiment != AGAINST_ITSELF:
         raise BadInput("a comparison needs at least two arms", "for one instance use: hvct run")
+    if not 0 < plan.blocks <= MOST_BLOCKS:
+        raise BadInput(f"{plan.blocks} is no number of blocks", f"it is 1 to {MOST_BLOCKS}")
+    if plan.seed < 0:  # Python's generator takes it for its positive twin
+        raise BadInput(f"{plan.seed} is no seed", "it is 0 or more")
     names = [workload.name for workload in plan.workloads]
     for name in names:
         if names.count(name) > 1:
@@ -239,6 +246,8 @@ def check_workload(workload: Workload) -> None:
             f"{where}: {workload.limits.cpus:g} is no number of CPUs",
             f"it is at least {LEAST_CPUS:g}",
         )
+    if workload.workdir is not None and not workload.workdir.startswith("/"):
+        raise BadInput(f"{where}: its workdir {workload.workdir!r} is relative", "begin it with /")
     if workload.argv is not None and not (workload.argv and workload.argv[0]):
         raise BadInput(f"{where}: its argv names no program", 'e.g. argv = ["sh", "-c", "true"]')
     ready = workload.ready

@@ -95,10 +95,7 @@ class RunStore:
             _drop_unbegun(directory)
             (directory / LOGS).mkdir()
         except FileExistsError as error:
-            hint = "name another folder with --output"
-            if (directory / RUN_FILE).is_file():
-                hint = f"resume it with: hvct resume {shlex.quote(str(directory))}"
-            raise BadInput(f"{directory} exists already", hint) from error
+            raise _exists(directory) from error
         except OSError as error:
             failure = oserror("mkdir", directory, error)
             raise BadInput(
@@ -188,6 +185,26 @@ def _not_written(path: Path, error: OSError) -> HostCannot:
         oserror("write", path, error).message,
         f"make room, then go on with: hvct resume {shlex.quote(str(path.parent))}",
     )
+
+
+def check_free(directory: Path) -> None:
+    """Refuse now what `RunStore.create` would refuse after having waited for another run.
+
+    Raises:
+        BadInput: something is there already.
+    """
+    entries = set(directory.iterdir()) if directory.is_dir() else set()
+    if entries - {directory / LOGS} - set(directory.glob(f".{RUN_FILE}.*")):
+        raise _exists(directory)
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise _exists(directory)
+
+
+def _exists(directory: Path) -> BadInput:
+    hint = "name another folder with --output"
+    if (directory / RUN_FILE).is_file():
+        hint = f"resume it with: hvct resume {shlex.quote(str(directory))}"
+    return BadInput(f"{directory} exists already", hint)
 
 
 def load(directory: Path) -> StoredRun:

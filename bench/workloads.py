@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from bench.errors import BadInput
+from bench.errors import BadInput, no_such
 from bench.model import (
     Healthcheck,
     ImageConfig,
@@ -148,10 +148,8 @@ def builtin(name: str) -> Workload:
     for workload in (*QUICK, *MORE):
         if workload.name == name:
             return workload
-    known = ", ".join([*(workload.name for workload in (*QUICK, *MORE)), *PRESETS])
-    raise BadInput(
-        f"there is no workload {name!r}", f"choose from {known}, or describe your own in a plan"
-    )
+    known = [*(workload.name for workload in (*QUICK, *MORE)), *PRESETS]
+    raise no_such("workload", name, known, ", or describe your own in a plan")
 
 
 def from_image(

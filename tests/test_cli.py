@@ -111,18 +111,34 @@ def test_choices_are_read_as_each_python_lists_them(choices: str) -> None:
     [
         (["compere"], "no command 'compere'", "did you mean compare?"),
         (["image", "imprt"], "no action 'imprt'", "did you mean import?"),
-        (["image"], "required: ACTION", "hvct image --help"),
-        (["run"], "required: IMAGE", "hvct run --help"),
+        (["image"], "ACTION is missing", "hvct image --help"),
+        (["run"], "IMAGE is missing", "hvct run --help"),
         (["run", "--bogus", "busybox"], "'--bogus'", "hvct run --help"),
         (["run", "busybox", "--arm", "vm"], "--arm comes after the image", "before the image"),
         (["run", "--network", "lan", "busybox"], "no network 'lan'", "none, bridge, host"),
-        (["compare", "--blocks", "x"], "invalid int value: 'x'", "hvct compare --help"),
-        (["compare", "--block", "12"], "'--block'", "hvct compare --help"),
+        (["compare", "--blocks", "x"], "--blocks 'x' is no whole number", "hvct compare --help"),
+        (["compare", "--block", "12"], "'--block'", "did you mean --blocks?"),
         (["compare", "--", "true"], "needs an image", "--image IMAGE"),
         (["compare", "--arms", "vm"], "at least two arms", "hvct run"),
         (["compare", "--arms", "vm,xen"], "no arm 'xen'", "container"),
         (["compare", "nope"], "no workload 'nope'", "hello"),
-        (["compare", "hello", "--blocks", "2"], "2 blocks reach", "at least"),
+        (["compare", "hello", "--blocks", "2"], "2 blocks are too few", "--blocks 7"),
+        (["compare", "redsi"], "no workload 'redsi'", "did you mean redis?"),
+        (["compare", "--arms", ""], "--arms names nothing", "hvct compare --help"),
+        (["compare", "--arms", "containers,vm"], "no arm 'containers'", "did you mean container?"),
+        (["compare", "--blocks", "0"], "0 is no number of blocks", "1 to 100000"),
+        (["compare", "--blocks", "99999999", "--dry-run"], "no number of blocks", "100000"),
+        (["compare", "--seed", "-1", "--dry-run"], "-1 is no seed", "0 or more"),
+        (["compare", "--tune-only", "x", "--dry-run"], "no setting 'x'", "governor"),
+        (["compare", "--output", "/dev/null"], "/dev/null exists already", "--output"),
+        (["costs", "--steps", "-1,5"], "--steps needs a value", "--steps=VALUE"),
+        (["costs", "--steps=-1,5"], "cannot stand here", "up to 10000"),
+        (["tune", "x"], "no action 'x'", "show, apply, reset"),
+        (["run", "--workdir", "etc", "busybox"], "'etc' is relative", "begin it with /"),
+        (["run", "busybox", "--", ""], "empty word", "CMD"),
+        (["doctor", "--kernel", "nope"], "--kernel nope is no file", "vmlinux"),
+        (["run", "--kernel", "nope", "busybox"], "--kernel nope is no file", "vmlinux"),
+        (["report", "/bin/true"], "no archive of a run", "hvct archive"),
         (["compare", "--image", "nope"], "no image 'nope'", "hvct image import"),
         (["compare", "--plan", "nope.toml"], "nope.toml cannot be read", "docs/plan.md"),
         (["show", "nope"], "not a run directory", "hvct list"),
@@ -188,10 +204,22 @@ def test_a_reader_that_goes_away_and_a_full_disk(tmp_path: Path) -> None:
         assert shown.stdout is not None and shown.stderr is not None
         shown.stdout.close()
         assert shown.stderr.read() == b""
+    assert shown.returncode == 0
     with open("/dev/full", "wb") as full:
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 3
     assert done.stderr.decode().splitlines()[0] == "hvct: No space left on device"
+
+
+def test_a_terminal_without_our_letters_shows_the_rest(tmp_path: Path) -> None:
+    """In a locale that is not UTF-8 a letter may be lost, never the command."""
+    synthetic.write_run(tmp_path / "one", workloads=("minimal",), blocks=2)
+    argv = [sys.executable, "-m", "bench.cli", "show", str(tmp_path / "one")]
+    for encoding in ("latin-1", "ascii"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"2 of 2 blocks" in done.stdout
 
 
 # -- what only reads -----------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_limits_of_quiet_say_what_and_how_much() -> None:
     assert unrest({}) == []
     count = os.cpu_count() or 1
     (reason,) = unrest({**quiet, "other_cpus": 0.5 * count})
-    assert reason.startswith("other_cpus is")
+    assert reason.startswith("other programs use ")
     assert unrest({**quiet, "other_cpus": 0.5 * count}, expected_cpus=0.4 * count) == []
     assert len(unrest({**quiet, "psi_io_full": 0.5, "writeback_bytes": 1e9})) == 2
     for name, value in {"psi_cpu": 0.5, "psi_memory": 0.2, "dirty_bytes": 1e9}.items():

@@ -32,6 +32,16 @@ exit status:
 """
 
 
+class Summaries(argparse.RawDescriptionHelpFormatter):
+    """One line for each command, however long its name."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count the commands' own indentation, which argparse forgets."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 class Parser(argparse.ArgumentParser):
     """Complains as every other part of hvct does: one line what, one line what to do."""
 
@@ -46,14 +56,24 @@ class Parser(argparse.ArgumentParser):
             r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message
         )
         if choice:
-            what = choice[1].strip("-").lower()
+            what = choice[1].strip("-").lower() if "|" not in choice[1] else "action"
             message = f"there is no {what} {choice[2]!r}"
             # In quotation marks up to CPython 3.11 and early 3.12, without them since.
             choices = [name.strip("'") for name in choice[3].split(", ")]
             close = difflib.get_close_matches(choice[2], choices, 1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+        elif number := re.fullmatch(r"argument (\S+): invalid (int|float) value: (.*)", message):
+            message = f"{number[1]} {number[3]} is no {_KINDS[number[2]]}"
+        elif lone := re.fullmatch(r"argument (\S+): expected one argument", message):
+            name = lone[1].rpartition("/")[2]
+            message = f"{name} needs a value"
+            hint = f"write {name} VALUE, or {name}=VALUE where it begins with a dash"
+        elif lacking := re.fullmatch(r"the following arguments are required: (.*)", message):
+            message = f"{lacking[1].replace(', ', ' and ')} is missing"
         raise BadInput(message, hint)
 
+
+_KINDS = {"int": "whole number", "float": "number"}
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -75,9 +95,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         name = "" if parsed.command is None else f" {parsed.command}"
         what = "option" if unknown[0].startswith("-") else "argument"
-        raise BadInput(
-            f"hvct{name} knows no {what} {unknown[0]!r}", f"hvct{name} --help shows what it knows"
-        )
+        hint = f"hvct{name} --help shows what it knows"
+        if parsed.command and (meant := _meant(parsed.options, unknown[0])):
+            hint = f"did you mean {meant}?"
+        raise BadInput(f"hvct{name} knows no {what} {unknown[0]!r}", hint)
+    for name in _LISTS:
+        if getattr(parsed, name, None) == "":
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} names nothing", f"hvct {parsed.command} --help shows which")
     if parsed.command == "run":
         words = parsed.words if argv is None else argv
         if argv is None and words and words[0].startswith("-"):
@@ -95,6 +120,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
+def _meant(known: Sequence[str], option: str) -> str | None:
+    close = difflib.get_close_matches(option.partition("=")[0], known, 1, cutoff=0.8)
+    return close[0] if close else None
+
+
+_LISTS = ("arms", "controls", "only", "parts", "tune_only")
+"""Options that take names; an empty variable of a script is no wish for the default."""
+
+
 def make_parser(*, with_command: bool = False) -> Parser:
     """The whole command line.
 
@@ -106,7 +140,7 @@ def make_parser(*, with_command: bool = False) -> Parser:
         description="What does it cost to run a workload as a virtual machine instead of as a\n"
         "container, on this host, and how sure are we?",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Summaries,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hvct {VERSION}")
@@ -120,6 +154,8 @@ def make_parser(*, with_command: bool = False) -> Parser:
     _run(commands, with_command)
     for add in (_doctor, _tune, _report, _diff, _archive, _list, _show, _image, _clean):
         add(commands)
+    for each in commands.choices.values():
+        each.set_defaults(options=[word for word in each._option_string_actions if "--" in word])
     return parser
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import archive, calibration, estimate, store, workloads
 from bench.arms import DEFAULT_ARMS
 from bench.commands import compare
+from bench.commands.console import Console
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned
 from bench.model import Scale
@@ -85,7 +85,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(store.jsonable(found), indent=1))
     elif not options.quiet:
-        console = Console(highlight=False)
+        console = Console()
         tell(console, found)
         console.print(
             f"Kept in {kept} for hvct compare; all figures: "
@@ -103,7 +103,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(store.jsonable(found), indent=1))
     else:
-        tell(Console(highlight=False), found)
+        tell(Console(), found)
     return 0
 
 

@@ -32,7 +32,7 @@ from bench import (
 )
 from bench.cleanup import clean_dead
 from bench.commands.execution import execute, plan_document
-from bench.commands.images import check_image_options, image_workload, ready_rule
+from bench.commands.images import check_image_options, check_kernel, image_workload, ready_rule
 from bench.commands.progress import open_progress
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
@@ -53,9 +53,11 @@ def main(options: argparse.Namespace) -> int:
     chosen = make_plan(options)
     check_against_host(chosen, options.kernel)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{chosen.name}"
+    tuning_names(options)  # a name that there is not is said now
     if options.dry_run:
         return print_plan(chosen, directory, options)
     need_root()
+    store.check_free(directory)  # before waiting for others
     with alone(options.wait, directory), tuned(chosen, options):
         run = describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
@@ -243,16 +245,6 @@ def check_against_host(chosen: Plan, kernel: Path | None = None) -> None:
     unreachable = check_reachable(chosen.blocks, len(chosen.primary), chosen.alpha)
     if unreachable is not None:
         raise BadInput(unreachable.message, unreachable.remedy)
-
-
-def check_kernel(kernel: Path | None) -> None:
-    """Refuse a ``--kernel`` that is no file.
-
-    Raises:
-        BadInput: with its name.
-    """
-    if kernel is not None and not kernel.is_file():
-        raise BadInput(f"--kernel {kernel} is no file", "name a vmlinux or bzImage")
 
 
 def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import archive, estimate, host, ledger, plan, store, workloads
 from bench import steps as step_file
 from bench.commands import compare
+from bench.commands.console import Console
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned
 from bench.errors import BadInput, HvctError
@@ -117,7 +117,9 @@ def _steps(name: str, text: str) -> tuple[int, ...]:
         steps = tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError as error:
         raise BadInput(f"--{name} {text!r} are no numbers", hint) from error
-    if len(steps) < 2 or steps[0] < 0 or steps[-1] > 10000:
+    if steps[0] < 0 or steps[-1] > 10000:
+        raise BadInput(f"--{name} {text!r} cannot stand here", hint)
+    if len(steps) < 2:
         raise BadInput(f"--{name} {text!r} gives no slope", hint)
     return steps
 
@@ -170,7 +172,7 @@ def say(directory: Path, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(model.as_json(), indent=1))
     elif not options.quiet:
-        tell(Console(highlight=False), model)
+        tell(Console(), model)
     return 0
 
 

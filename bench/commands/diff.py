@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.commands.console import Console
 from bench.errors import BadInput
 from bench.stats.verdict import Verdict
 
@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.as_json(), indent=1, allow_nan=False))
     else:
-        tell(Console(highlight=False), found, everything=options.all)
+        tell(Console(), found, everything=options.all)
     return DIFFERENT if failing(found, options) else 0
 
 

@@ -15,18 +15,20 @@ from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
+from bench.commands.images import check_kernel
 from bench.commands.rights import ROOTLESS
 from bench.doctor import TRAPS, examine
 from bench.errors import BadInput, HvctError
 from bench.model import Capability, Finding
 
-MARKS = {"info": "ok", "warning": "!!", "problem": "NO"}
+MARKS = {"info": "· ", "warning": "!!", "problem": "NO"}
 NAME_WIDTH = 18
 NOT_A_TERMINAL = 100  # columns
 
 
 def main(options: argparse.Namespace) -> int:
     """Probe every arm by doing, examine the host, say both. Exit 3 when an arm cannot run."""
+    check_kernel(options.kernel)
     if options.validate:
         from bench.commands import validate  # all that measures
 

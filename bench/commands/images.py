@@ -1,4 +1,4 @@
-"""The image and the environment a user names, for every command that starts something."""
+"""The image, kernel and environment a user names, for every command that starts something."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bench import spec, workloads
 from bench.errors import BadInput
@@ -90,3 +91,13 @@ def ready_rule(workload: Workload) -> str:
     built = images.built(workload.image)
     health = spec.health_of(workload, images.resolve(workload.image)) if built else None
     return workloads.said_ready(workload, health)
+
+
+def check_kernel(kernel: Path | None) -> None:
+    """Refuse a ``--kernel`` that is no file.
+
+    Raises:
+        BadInput: with its name.
+    """
+    if kernel is not None and not kernel.is_file():
+        raise BadInput(f"--kernel {kernel} is no file", "name a vmlinux or bzImage")

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console as AnyConsole
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bench.commands.console import Console
 from bench.model import Outcome, Trial, Workload
 from bench.plan import Plan
 from bench.schedule import Slot
@@ -33,7 +35,7 @@ FAILURES_SAID = 5
 class Stages:
     """Lines that stay, and one line at the end that says what is being done."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: AnyConsole) -> None:
         self._console = console
         self._live: Live | None = None
         self._stage = ""
@@ -88,7 +90,7 @@ class Stages:
 class RunProgress(Stages):
     """The same, and the blocks of a run with the time left."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
+    def __init__(self, console: AnyConsole, plan: Plan) -> None:
         super().__init__(console)
         self._plan = plan
         self._block = -1
@@ -139,7 +141,7 @@ class NoProgress(RunProgress):
     """Says nothing."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(Console(quiet=True, force_terminal=False), plan)
+        super().__init__(Console(quiet=True, plain=True), plan)
 
 
 def _kind(stage: str) -> str:
@@ -165,7 +167,7 @@ def clock(seconds: float) -> str:
 @contextmanager
 def open_progress(plan: Plan, stream: TextIO, *, quiet: bool = False) -> Iterator[RunProgress]:
     """Progress of a run, in the form that suits the stream."""
-    console = Console(file=stream, highlight=False)
+    console = Console(stream)
     progress = NoProgress(plan) if quiet else RunProgress(console, plan)
     try:
         yield progress
@@ -176,7 +178,7 @@ def open_progress(plan: Plan, stream: TextIO, *, quiet: bool = False) -> Iterato
 @contextmanager
 def open_stages(stream: TextIO) -> Iterator[Stages]:
     """Progress of something that is no run, such as building an image."""
-    stages = Stages(Console(file=stream, highlight=False))
+    stages = Stages(Console(stream))
     try:
         yield stages
     finally:

@@ -18,7 +18,7 @@ from bench import estimate, store
 from bench.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from bench.commands.console import Console
 
 FORMATS = ("html", "pdf", "json", "csv", "parquet", "pytest-benchmark")
 DEFAULT_FORMATS = FORMATS[:4]
@@ -64,12 +64,11 @@ def archive(options: argparse.Namespace) -> int:
 
 def write(directory: Path, *, quiet: bool = False) -> None:
     """The end of ``hvct compare``: report in the run directory, summary on the terminal."""
-    from rich.console import Console
-
+    from bench.commands.console import Console
     from bench.commands.progress import open_stages
     from reports import report
 
-    console = Console(highlight=False, quiet=quiet)
+    console = Console(quiet=quiet)
     began = time.monotonic()
     with open_stages(sys.stderr) as stages:
         if console.is_terminal:
@@ -152,11 +151,10 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         return print_json([options.run])
     stored = store.load(options.run)
-    from rich.console import Console
-
+    from bench.commands.console import Console
     from reports import report
 
-    console = Console(highlight=False)
+    console = Console()
     facts = describe(options.run)
     done = f"{facts['blocks_done']} of {facts['blocks']} blocks"
     state = "complete" if facts["ended"] else f"go on with: hvct resume {options.run}"

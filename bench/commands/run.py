@@ -18,7 +18,7 @@ from typing import Any
 from bench import arms, journal, registry, spec, store
 from bench.backend import Instance
 from bench.cleanup import clean_dead
-from bench.commands.images import environment_pairs, prepared_image
+from bench.commands.images import check_kernel, environment_pairs, prepared_image
 from bench.commands.rights import default_arm, need_rights
 from bench.commands.streams import attend
 from bench.errors import BadInput, HostCannot, oserror
@@ -33,6 +33,7 @@ NO_LIMIT = 1 << 62
 def main(options: argparse.Namespace) -> int:
     """Launch, pass output and input through, return the workload's exit status."""
     options.arm = options.arm or default_arm()
+    check_kernel(options.kernel)
     (arm,) = arms.resolve([options.arm])
     options.reduced = need_rights(arm, options.network)
     if options.reduced:
@@ -122,9 +123,13 @@ def make_workload(options: argparse.Namespace, image: Image) -> Workload:
     try:
         memory = parse_size(options.memory)
     except ValueError as error:
-        raise BadInput(f"--memory: {error}", 'write it as "256MiB"') from error
+        raise BadInput(f"--memory: {error}", "e.g. --memory 256MiB") from error
     if options.interactive and options.tty and not os.isatty(0):
         raise BadInput("-i with -t needs a terminal as standard input", "leave out -t")
+    if options.workdir is not None and not options.workdir.startswith("/"):
+        raise BadInput(f"--workdir {options.workdir!r} is relative", "begin it with /")
+    if options.argv and not options.argv[0]:
+        raise BadInput("the command is an empty word", "hvct run IMAGE -- CMD…")
     if not options.cpus > 0:
         raise BadInput("--cpus must be positive", "e.g. --cpus 1")
     entrypoint = (options.entrypoint,) if options.entrypoint else image.config.entrypoint

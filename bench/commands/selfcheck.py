@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import arms, controls, estimate, journal, registry, spikein
 from bench.backend import Backend
 from bench.cleanup import clean_dead
+from bench.commands.console import Console
 from bench.commands.execution import pinned_away
 from bench.commands.progress import open_progress, open_stages, told_to
 from bench.commands.rights import need_root
@@ -82,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([plain(one) for one in found], indent=1))
     else:
-        tell(Console(highlight=False), found)
+        tell(Console(), found)
     return 0 if all(right(one) for one in found) else 1
 
 

@@ -57,7 +57,8 @@ def cpus_for(count: float, chosen: Sequence[settings.Setting], tree: Tree | None
     usable = [cpu for cpu in spec.usable_cpus() if cpu not in gone]
     if not (math.isfinite(count) and 0 < count <= len(usable)):
         raise BadInput(
-            f"{count:g} CPUs cannot be kept for instances, of {len(usable)}", "ask for fewer"
+            f"{count:g} CPUs cannot be kept for instances, of {len(usable)}",
+            f"it is at least 1 and at most {len(usable)}",
         )
     measured = tuple(usable[-math.ceil(count) :])
     online = cpus_of_list(here.text(f"{settings.CPUS}/online") or "") or frozenset(usable)

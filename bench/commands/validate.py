@@ -74,7 +74,12 @@ def main(options: argparse.Namespace) -> int:
     """Announce, run the parts, write the sheet. Exit 0 when all passed, 1 when not."""
     need_root()
     parts = chosen_parts(options.parts)
-    make_folder(options.output)
+    try:
+        make_folder(options.output)
+    except OSError as error:
+        raise BadInput(
+            oserror("mkdir", options.output, error).message, "name a folder with --output"
+        ) from error
     names = [f"{SHEET}.txt", f"{SHEET}.json"]
     print_to_user(f"Validating {', '.join(parts)}: {estimate.phrase(expected_s(parts))}", options)
     with journal.exclusive(wait=True, told=waiting):

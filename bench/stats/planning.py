@@ -47,10 +47,10 @@ def check_reachable(n: int, family_size: int, alpha: float = ALPHA) -> Finding |
     return Finding(
         code="unreachable-verdict",
         level="problem",
-        message=f"{n} blocks reach at best p = {smallest_p(n):.2g}, "
-        f"but {family_size} primary metrics need {alpha / family_size:.2g}",
+        message=f"{n} blocks are too few to judge {family_size} metrics together: p cannot "
+        f"fall below {smallest_p(n):.2g}, and {alpha / family_size:.2g} is needed",
         meaning="no result, however large, could earn a verdict",
-        remedy=f"plan at least {need} blocks, or fewer primary metrics",
+        remedy=f"use at least {need} blocks (--blocks {need}), or judge fewer metrics",
     )
 
 
