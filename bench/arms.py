@@ -39,6 +39,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
         Arm("vm:daemon", "vm", "virtual machine through a libvirtd of its own", {"daemon": True}),
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
+        Arm("vm:restore", "vm", "virtual machine restored from one that was saved before its workload", {"restore": True}),
         Arm("vm:balloon", "vm", "virtual machine with a balloon device that nobody inflates", {"balloon": "device"}),
         Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),
         Arm("container", "container", "native namespace container"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 
 FORMAT = 1  # of run.json and trials.jsonl; its history is in bench/store.py
@@ -325,6 +326,11 @@ class InstanceSpec:
     stop_signal: int = 15
     accounting: bool = True  # False: no cgroup (for measuring what accounting costs)
     extra_modules: tuple[str, ...] = ()
+
+    @property
+    def machine_id(self) -> str:
+        """/etc/machine-id, its own for every instance and the same in every arm."""
+        return sha256(self.id.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

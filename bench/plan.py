@@ -117,6 +117,11 @@ class Plan:
             )
         if "container:pooled" in self.arms:
             rules["join"] += "; container:pooled enters a network namespace made before the request"
+        if "vm:restore" in self.arms:
+            rules["kernel"] += (
+                "; that of vm:restore was booted once, saved before its workload and is restored "
+                "for each trial"
+            )
         if "vm:direct" in self.arms:
             rules["page_cache"] += "; vm:direct reads its image past the host's cache"
         return rules

@@ -161,7 +161,8 @@ def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ..
 
 
 def hosts_steps(spec: InstanceSpec) -> tuple[Step, ...]:
-    """/etc/hosts with the instance's own name; nothing else of /etc is touched."""
+    """/etc/hosts with the instance's own name, and its machine-id; no more of /etc is touched."""
     own = spec.address.ip if spec.address else "127.0.1.1"
     text = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n{own}\t{spec.hostname}\n"
-    return (steps.mkdir("/etc"), steps.write("/etc/hosts", text))
+    own_id = steps.write("/etc/machine-id", f"{spec.machine_id}\n")
+    return (steps.mkdir("/etc"), steps.write("/etc/hosts", text), own_id)

@@ -13,7 +13,7 @@ import dataclasses
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,6 +59,9 @@ from hv.tsc import host_tsc_khz
 
 BOOT_LIMIT_S = 20.0  # for the kernel to reach init under KVM, where 0.3 s is usual
 MEASURE_LIMIT_S = 60.0  # for the boot that measures the guest's reserve
+
+Start = Callable[[DomainPlan], tuple[DomainLink, Mapping[str, object]]]
+"""Has a planned domain started; what to follow it by, and what it was started as."""
 
 
 class VmBackend:
@@ -265,15 +268,25 @@ class VmBackend:
         verdict: Verdict,
         *,
         whole: bool = True,
+        start: Start | None = None,
+        pairs: Callable[[], list[tuple[str, str]] | None] | None = None,
+        restored: bool = False,
+        held: contextlib.ExitStack | None = None,
     ) -> VmInstance:
-        """Not `whole`, the guest boots to its agent and no further: no disk, no card, no RUN."""
-        self.ready()
-        with contextlib.ExitStack() as resources:
-            disks: tuple[Disk, ...] = ()
+        """Not `whole`, the guest boots to its agent and no further: no disk, no card, no RUN.
+
+        Args:
+            start: in place of `start`.
+            pairs: the RUN record, in place of a cold guest's.
+            restored: the guest has to be woken before its RUN.
+            held: what the instance gives back last.
+        """
+        with held or contextlib.ExitStack() as resources:
+            self.ready()
+            own: tuple[Disk, ...] = ()
             if whole:
                 # Writing a scratch disk is preparation, whichever arm it is for.
                 own = resources.enter_context(rootfs.scratch_disk(spec))
-                disks = (rootfs.image_disk(spec, direct=self.direct), *own)
             timeline = Timeline()
             timeline.mark(Event.REQUESTED, time.monotonic_ns())
             files = resources.enter_context(_files(self.context.runtime_dir, spec.id))
@@ -283,44 +296,71 @@ class VmBackend:
                 resources.callback(cgroup.remove)
             if whole:
                 resources.enter_context(network.tap(self.context.network, spec))
-            plan = DomainPlan(
-                name=domain_name(spec),
-                kind=verdict.accelerator.kind,
-                memory_bytes=size.ram_bytes,
-                vcpus=vcpu_count(spec),
-                emulator=self.emulator.wrapper,
-                kernel=self.boots,
-                initramfs=archive.path,
-                channel=files / f"{spec.id}.sock",
-                console=files / f"{spec.id}.console",
-                disks=disks,
-                nic=network.nic(spec) if whole else None,
-                machine=self.machine,
-                architecture=self.architecture,
+            plan = self._plan(
+                spec,
+                archive,
+                size,
+                verdict,
+                files,
+                scratch=own,
+                whole=whole,
                 environment=self._environment(cgroup),
-                verbose_console=self.verbose_console,
-                disabled_features=verdict.disabled_features,
-                cpu_set=spec.cpu_set if cgroup is None else (),
-                tsc_khz=host_tsc_khz() if verdict.accelerator.emulated else 0,
-                trimmed=not self.stock,
-                balloon=self.balloon,
             )
-            link, started_as = self.start(plan)
+            link, started_as = (start or self.start)(plan)
             # While libvirt works, as a container's is made while the launcher works.
-            pairs = self._pairs(spec, archive) if whole else None
+            if pairs is not None:
+                run_pairs = pairs()
+            else:
+                run_pairs = self._pairs(spec, archive) if whole else None
             facts = {**self._facts(plan, size, verdict), **started_as}
             return VmInstance(
                 spec,
                 timeline,
                 verdict.accelerator,
                 link,
-                pairs,
+                run_pairs,
                 cgroup,
                 self.context.network,
                 plan.console,
                 resources.pop_all(),
                 facts,
+                restored=restored,
             )
+
+    def _plan(
+        self,
+        spec: InstanceSpec,
+        archive: Initramfs,
+        size: memory.Size,
+        verdict: Verdict,
+        files: Path,
+        *,
+        scratch: tuple[Disk, ...] = (),
+        whole: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> DomainPlan:
+        return DomainPlan(
+            name=domain_name(spec),
+            kind=verdict.accelerator.kind,
+            memory_bytes=size.ram_bytes,
+            vcpus=vcpu_count(spec),
+            emulator=self.emulator.wrapper,
+            kernel=self.boots,
+            initramfs=archive.path,
+            channel=files / f"{spec.id}.sock",
+            console=files / f"{spec.id}.console",
+            disks=(rootfs.image_disk(spec, direct=self.direct), *scratch) if whole else (),
+            nic=network.nic(spec) if whole else None,
+            machine=self.machine,
+            architecture=self.architecture,
+            environment=environment or {},
+            verbose_console=self.verbose_console,
+            disabled_features=verdict.disabled_features,
+            cpu_set=() if spec.accounting else spec.cpu_set,
+            tsc_khz=host_tsc_khz() if verdict.accelerator.emulated else 0,
+            trimmed=not self.stock,
+            balloon=self.balloon,
+        )
 
     def _environment(self, cgroup: Cgroup | None) -> dict[str, str]:
         variables = {RUN_VARIABLE: self.context.tag}  # so that a cleaner finds QEMU
@@ -361,18 +401,24 @@ class VmBackend:
             )
         return self._initramfs[extra]
 
+    @classmethod
+    def _pairs(cls, spec: InstanceSpec, archive: Initramfs) -> list[tuple[str, str]]:
+        guest = cls._prepare_keys(spec, archive) + network.guest_keys(spec)
+        same = spec.security is Security.SAME
+        return run_record(spec, guest, seccomp=seccomp_program() if same else b"")
+
     @staticmethod
-    def _pairs(spec: InstanceSpec, archive: Initramfs) -> list[tuple[str, str]]:
+    def _prepare_keys(spec: InstanceSpec, archive: Initramfs) -> list[tuple[str, str]]:
+        """What guests of one kind have in common, and a saved one therefore has already."""
         groups = ["disk", "entropy", "extra"]
         if network.nic(spec) is not None:
             groups.append("network")
         guest = [("guest.module", name) for name in archive.modules(*groups)]
-        guest += rootfs.guest_keys(spec) + network.guest_keys(spec)
-        same = spec.security is Security.SAME
-        if same:
+        guest += rootfs.guest_keys(spec)
+        if spec.security is Security.SAME:
             guest += [("guest.mask", path) for path in MASKED]
             guest += [("guest.read_only", path) for path in READ_ONLY]
-        return run_record(spec, guest, seccomp=seccomp_program() if same else b"")
+        return guest
 
     # -- by running something --------------------------------------------------------
 

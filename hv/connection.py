@@ -61,6 +61,7 @@ class DomainLink:
     status: int | None = None
     usage: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)  # the last answer about its disk
+    saved_xml: str = ""  # of the file it has been saved to
     forgotten: bool = False
     lost: bool = False  # the worker died
 
@@ -106,6 +107,8 @@ class DomainLink:
             self.usage = {key: float(message[key]) for key in keys if key in message}
         elif event == "disk":
             self.counted = {key: int(value) for key, value in message.items() if key != "event"}
+        elif event == "saved":
+            self.saved_xml = message["xml"]
         elif event == "forgotten":
             self.forgotten = True
 
@@ -132,6 +135,20 @@ class DomainLink:
         if "flush_operations" not in found:
             return None
         return DiskUsage(found["flush_operations"], found["wr_bytes"], found["rd_bytes"])
+
+    def save(self, path: Path, deadline_ns: int) -> str:
+        """Save the guest to a file, which ends QEMU; the XML that the file holds.
+
+        Raises:
+            LaunchFailed: it was not saved; the file is then of no use.
+        """
+        with contextlib.suppress(OSError):
+            self.wire.send(b"save " + bytes(path))
+            self.await_that(lambda: bool(self.saved_xml or self.failure), deadline_ns)
+        if not self.saved_xml:
+            reason = self.failure or "no answer in time"
+            raise LaunchFailed(f"the virtual machine was not saved: {reason}", "run ./hvct doctor")
+        return self.saved_xml
 
     def kill(self) -> None:
         """Kill QEMU: through the worker, which knows it first, and by ourselves if it is gone."""
@@ -234,8 +251,8 @@ class Connection:
         """The worker's process id, 0 when it does not run."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self, name: str, xml: str, channel: Path) -> DomainLink:
-        """Ask for a domain; returns at once.
+    def start(self, name: str, xml: str, channel: Path, saved: Path | None = None) -> DomainLink:
+        """Ask for a domain, or for one that was saved; returns at once.
 
         Raises:
             LaunchFailed: the worker is gone.
@@ -245,6 +262,7 @@ class Connection:
             "op": "start",
             "name": name,
             "xml": xml,
+            "saved": str(saved or ""),
             "channel": str(channel),
             "shared": not self.embedded,
         }
@@ -300,7 +318,9 @@ class Connection:
         # One of our own for each worker: libvirt locks it.
         self.context.runtime_dir.mkdir(parents=True, exist_ok=True)
         self.root = Path(tempfile.mkdtemp(prefix="libvirt-", dir=self.context.runtime_dir))
-        deepest = len(os.fsencode(self.root / "lib/qemu/domain-9999-hvct-r0000-0000m/monitor.sock"))
+        deepest = len(
+            os.fsencode(self.root / "lib/qemu/domain-9999-hvct-s00000000-00/monitor.sock")
+        )
         if deepest > SOCKET_PATH_MOST:
             shutil.rmtree(self.root, ignore_errors=True)
             raise HostCannot(

@@ -104,6 +104,8 @@ class DomainPlan:
         disabled_features: CPU features taken from the guest.
         cpu_set: host CPUs for all of QEMU's threads, where no cgroup sets them.
         trimmed: without what libvirt does for migration and we do not need.
+        saveable: the guest may be saved; KVM then shows it no counter that would forbid that.
+        uuid: of the domain; "" leaves the choice to libvirt.
         tsc_khz: frequency of the time stamp counter an emulated guest reads; 0: unknown.
     """
 
@@ -127,6 +129,8 @@ class DomainPlan:
     tsc_khz: int = 0
     trimmed: bool = True
     balloon: Balloon = Balloon.NONE
+    saveable: bool = False
+    uuid: str = ""
 
 
 def domain_name(spec: InstanceSpec) -> str:
@@ -161,6 +165,8 @@ def domain_xml(plan: DomainPlan) -> str:
     ET.register_namespace("qemu", QEMU_NAMESPACE)
     domain = ET.Element("domain", type="kvm" if plan.kind == "kvm" else "qemu")
     _text(domain, "name", plan.name)
+    if plan.uuid:
+        _text(domain, "uuid", plan.uuid)
     _text(domain, "memory", str(-(-plan.memory_bytes // 1024)), unit="KiB")
     vcpu = _text(domain, "vcpu", str(plan.vcpus), placement="static")
     if plan.cpu_set:
@@ -194,7 +200,8 @@ def _add_boot(domain: ET.Element, plan: DomainPlan) -> None:
 
 def _add_cpu(domain: ET.Element, plan: DomainPlan) -> None:
     if plan.kind == "kvm":
-        cpu = _add(domain, "cpu", mode="host-passthrough", check="none", migratable="off")
+        migratable = "on" if plan.saveable else "off"
+        cpu = _add(domain, "cpu", mode="host-passthrough", check="none", migratable=migratable)
     else:
         # Everything the emulator can do, RDRAND included: without it the guest's
         # entropy comes a second late and servers wait for it.

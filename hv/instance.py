@@ -26,6 +26,9 @@ ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
 CLOCK_RATE_ERROR = 50e-6  # of a guest's clock against the host's; 10e-6 were seen under TCG
 CONSOLE_TAIL_LINES = 4
 FIRST_PINGS = 5
+ENTROPY_BYTES = 64  # for a restored guest's random generator
+QUIET_NS = 2_000_000  # half a round trip to a guest that has nothing else to do
+QUIET_TRIES = 20
 _OOM_MARK = b"Out of memory: Killed process"
 
 
@@ -48,12 +51,17 @@ class VmInstance(AgentInstance):
         console_path: Path,
         resources: contextlib.ExitStack,
         facts: dict[str, object],
+        *,
+        restored: bool = False,
     ) -> None:
         super().__init__(spec, timeline, cgroup, network)
         self.accelerator = accelerator
         self.connect_host = spec.address.ip if spec.address else ""
         self.link = link
         self._run_pairs = run_pairs
+        self._restored = restored
+        self._opened: AgentSession | None = None  # the same session, RUN perhaps not yet sent
+        self._woken_ns = 0
         self._console_path = console_path
         self._console = b""
         self._resources = resources
@@ -77,6 +85,27 @@ class VmInstance(AgentInstance):
         """The session, once QEMU has opened the channel; RUN is sent at that moment."""
         if self._session is not None:
             return self._session
+        session = self._opened or self._open(deadline_ns)
+        if session is None or (self._restored and not self._resumed(deadline_ns)):
+            return None
+        if self._restored:
+            # Not before the guest runs: the time it is told would be older by the wait.
+            self._woken_ns = time.monotonic_ns()
+            session.send_wake(time.time_ns(), os.urandom(ENTROPY_BYTES))
+        if self._run_pairs is not None:
+            session.send_run(self._run_pairs)
+        self._session = session
+        return session
+
+    def _resumed(self, deadline_ns: int) -> bool:
+        """Whether libvirt has restored the guest."""
+        link = self.link
+        link.await_that(lambda: link.created_ns is not None or bool(link.failure), deadline_ns)
+        if link.failure or (link.created_ns is None and link.over):
+            raise self._explain(LaunchFailed("the virtual machine was not restored"))
+        return link.created_ns is not None
+
+    def _open(self, deadline_ns: int) -> AgentSession | None:
         link = self.link
         link.await_that(lambda: link.channel is not None or bool(link.failure), deadline_ns)
         if link.accepted_ns is not None:
@@ -88,11 +117,32 @@ class VmInstance(AgentInstance):
         assert link.spawned_ns is not None
         self.timeline.mark(Event.SPAWNED, link.spawned_ns)
         channel, link.channel = link.channel, None
-        self._session = AgentSession(channel, shared_clock=False, on_output=self._on_output)
-        self._session.keep_output = self._keep_output
-        if self._run_pairs is not None:
-            self._session.send_run(self._run_pairs)
-        return self._session
+        session = AgentSession(channel, shared_clock=False, on_output=self._on_output)
+        session.keep_output = self._keep_output
+        self._opened = session
+        return session
+
+    def save(self, prepare: list[tuple[str, str]], path: Path, deadline_ns: int) -> str:
+        """Have a guest without RUN prepared and saved to a file; the XML of the file.
+
+        It has ended then.
+
+        Raises:
+            LaunchFailed: it did not come so far.
+        """
+        try:
+            session = self._need_session()
+            session.send_prepare(prepare)
+            if not session.wait("prepared", deadline_ns):
+                raise LaunchFailed("the guest to be saved was not ready in time")
+            for _ in range(
+                QUIET_TRIES
+            ):  # what its start has left to do is done before, if possible
+                if session.ping(FIRST_PINGS).error_ns <= QUIET_NS:
+                    break
+        except LaunchFailed as failure:
+            raise self._explain(failure) from failure
+        return self.link.save(path, deadline_ns)
 
     def _note_events(self) -> None:
         """Until clocks are compared, an event's arrival stands for it."""
@@ -118,6 +168,7 @@ class VmInstance(AgentInstance):
         except LaunchFailed as failure:
             raise self._explain(failure) from failure
         marks, resolution = self.timeline.marks_ns, self.timeline.resolution_ns
+        boots = not self._restored  # else its kernel started long before this launch
         spawned = marks.get(Event.SPAWNED, 0)
         late = 0
         for event in AGENT_EVENTS:
@@ -128,13 +179,20 @@ class VmInstance(AgentInstance):
         early = max(
             0,
             spawned
-            - min(mapping.boot_zero_ns - late, *(marks[e] for e in AGENT_EVENTS if e in marks)),
+            - min(
+                *([mapping.boot_zero_ns - late] if boots else []),
+                *(marks[e] for e in AGENT_EVENTS if e in marks),
+                spawned,
+            ),
         )
         for event in AGENT_EVENTS:  # a guest may say anything about its clock
             if event in marks:
                 marks[event] = max(spawned, marks[event])
         error_ns = mapping.error_ns + late + early
-        marks[Event.KERNEL] = max(spawned, mapping.boot_zero_ns - late)
+        if boots:
+            marks[Event.KERNEL] = max(spawned, mapping.boot_zero_ns - late)
+        elif Event.INIT in marks:  # the time it was told was so old when it set its clock, at most
+            self._facts["clock_late_ns"] = max(0, marks[Event.INIT] - self._woken_ns)
         self._facts["clock_rate"] = mapping.rate
         now = time.monotonic_ns()
         for event in (Event.KERNEL, *AGENT_EVENTS):
@@ -145,7 +203,7 @@ class VmInstance(AgentInstance):
 
     def _explain(self, failure: LaunchFailed) -> LaunchFailed:
         """Say what worker and console know about an end without a word."""
-        session, link = self._session, self.link
+        session, link = self._opened, self.link
         if session is not None and (session.error or session.exit):
             return failure
         link.await_that(
@@ -259,8 +317,8 @@ class VmInstance(AgentInstance):
             # Last in, first out; each runs whatever the others do.
             undo.push(self._resources.pop_all())
             undo.callback(self.link.close)
-            if self._session is not None:
-                undo.callback(self._session.close)
+            if self._opened is not None:
+                undo.callback(self._opened.close)
             self._end()
             self.oom_kills()
             if self.cgroup:

@@ -19,12 +19,18 @@ def nic(spec: InstanceSpec) -> Nic | None:
     return Nic(spec.address.link, spec.address.mac)
 
 
-def guest_keys(spec: InstanceSpec) -> list[tuple[str, str]]:
-    """What the agent is told: its address, and the host's as a permanent neighbour."""
+def guest_keys(spec: InstanceSpec, *, mac: bool = False) -> list[tuple[str, str]]:
+    """What the agent is told: its address, and the host's as a permanent neighbour.
+
+    Args:
+        mac: the card's too: a restored guest's still has another.
+    """
     address = spec.address
     if spec.network is not NetworkMode.BRIDGE or address is None:
         return []
+    own = [("guest.mac", address.mac)] if mac else []
     return [
+        *own,
         ("guest.address", f"{address.ip}/{address.prefix}"),
         ("guest.neighbour", f"{address.host_ip} {address.host_mac}"),
     ]

@@ -6,15 +6,15 @@ subreaper, so every QEMU, which libvirt detaches, becomes its child: reaped at o
 with exact rusage. When the socket to the harness closes, however the harness died, it
 kills its domains and runs the cleanup command.
 
-One SOCK_SEQPACKET socket carries start requests; each brings the worker's end of a socket
-of its own, on which that instance's messages go (JSON, one per packet) and on which the
-harness sends ``kill``, or ``disk`` to be told the scratch disk's counters. Its closing
-means: kill it.
+One SOCK_SEQPACKET socket carries start requests, of a new domain or (``saved``) of one from a
+file; each brings the worker's end of a socket of its own, on which that instance's messages go
+(JSON, one per packet) and on which the harness sends ``kill``, ``disk`` to be told the scratch
+disk's counters, or ``save PATH``, which ends the domain. Its closing means: kill it.
 
 to the harness, per instance: ``accepted`` {ns}; ``spawned`` {ns, pid} with the channel's
 descriptor; ``created`` {ns}; ``failed`` {message}; ``disk`` {ns, flush_operations, wr_bytes,
-rd_bytes}; ``ended`` {ns, status, user_s, system_s, max_rss_kib}; ``forgotten`` {ns}, always
-the last.
+rd_bytes}; ``saved`` {ns, xml}; ``ended`` {ns, status, user_s, system_s, max_rss_kib};
+``forgotten`` {ns}, always the last.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ PR_SET_CHILD_SUBREAPER = 36
 SWEEP_S = 0.02  # between two looks at zombies that are nobody's
 CREATE_LIMIT_S = 30.0  # for a libvirt call still under way at the end
 DISK_REQUEST = b"disk"
+SAVE_REQUEST = b"save "
 SCRATCH_TARGET = "vdb"  # as in hv/rootfs.py
 COUNTED = ("flush_operations", "wr_bytes", "rd_bytes")
 QEMU_COMM = "qemu-system"
@@ -66,6 +67,7 @@ class Domain:
     pidfd: int = -1
     handle: libvirt.virDomain | None = None
     creating: bool = True
+    saving: bool = False
     kill_wanted: bool = False
     ended: bool = False
     stopped: bool = False
@@ -122,7 +124,8 @@ class Worker:
             left = max(0.0, self.sweep_at - time.monotonic())
             wait = left if wait is None else min(wait, left)
         for key, _ in self.selector.select(wait):
-            if key.fileobj in self.selector.get_map():  # an earlier one may have dropped it
+            # An earlier one of this turn may have dropped it, and closed it: then it has no number.
+            if self.selector.get_map().get(key.fd) is key:
                 key.data()
         if self.sweep_at is not None and time.monotonic() >= self.sweep_at:
             self._sweep()
@@ -159,12 +162,17 @@ class Worker:
             return
         self.selector.register(listener, selectors.EVENT_READ, lambda: self._on_connect(domain))
         self.selector.register(wire, selectors.EVENT_READ, lambda: self._on_wire(domain))
-        threading.Thread(target=self._create, args=(domain, request["xml"]), daemon=True).start()
+        arguments = (domain, request["xml"], request.get("saved", ""))
+        threading.Thread(target=self._create, args=arguments, daemon=True).start()
 
-    def _create(self, domain: Domain, xml: str) -> None:
+    def _create(self, domain: Domain, xml: str, saved: str) -> None:
         """In a thread of its own: libvirt answers after 70 ms or more."""
         try:
-            handle = self.connection.createXML(xml, self.flags)
+            if saved:
+                self.connection.restoreFlags(saved, xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+                handle = self.connection.lookupByName(domain.name)
+            else:
+                handle = self.connection.createXML(xml, self.flags)
         except libvirt.libvirtError as error:
             text = str(error.get_error_message() or error)
             self._post(lambda: self._create_failed(domain, text))
@@ -224,12 +232,17 @@ class Worker:
     def _on_wire(self, domain: Domain) -> None:
         data = b""
         with contextlib.suppress(OSError):
-            data = domain.wire.recv(64)
+            data = domain.wire.recv(1 << 13)
         if not data:
             self.selector.unregister(domain.wire)
         if data == DISK_REQUEST:
             # In a thread of its own: libvirt asks QEMU, which may be busy.
             threading.Thread(target=self._count_disk, args=(domain,), daemon=True).start()
+            return
+        if data.startswith(SAVE_REQUEST):
+            path = os.fsdecode(data[len(SAVE_REQUEST) :])
+            domain.saving = True  # its last word waits for the result
+            threading.Thread(target=self._save, args=(domain, path), daemon=True).start()
             return
         self._kill(domain)
 
@@ -242,6 +255,23 @@ class Worker:
         known = {key: counted[key] for key in COUNTED if key in counted}
         message = {"event": "disk", "ns": time.monotonic_ns(), **known}
         self._post(lambda: self._send(domain.wire, message))
+
+    def _save(self, domain: Domain, path: str) -> None:
+        """Write the guest to a file; libvirt ends QEMU when it is there."""
+        try:
+            if domain.handle is None:
+                raise libvirt.libvirtError("it does not run yet")
+            domain.handle.saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            message = {"event": "saved", "xml": self.connection.saveImageGetXMLDesc(path, 0)}
+        except libvirt.libvirtError as error:
+            message = {"event": "failed", "message": str(error.get_error_message() or error)}
+        message["ns"] = time.monotonic_ns()
+        self._post(lambda: self._saved(domain, message))
+
+    def _saved(self, domain: Domain, message: dict[str, Any]) -> None:
+        domain.saving = False
+        self._send(domain.wire, message)
+        self._retire(domain)
 
     def _kill(self, domain: Domain) -> None:
         """Kill QEMU; where it is not known yet, as soon as it is."""
@@ -285,7 +315,7 @@ class Worker:
 
     def _retire(self, domain: Domain) -> None:
         """Say the last word once QEMU is dead and libvirt knows it."""
-        if not domain.forgotten or (domain.pidfd >= 0 and not domain.ended):
+        if not domain.forgotten or domain.saving or (domain.pidfd >= 0 and not domain.ended):
             return
         self._drop_listener(domain)
         self._send(domain.wire, {"event": "forgotten", "ns": time.monotonic_ns()})

@@ -77,6 +77,8 @@ def run_with(*pairs: tuple[str, str]) -> bytes:
         (run_with(("seccomp", "00" * 8 * 4097)), "seccomp"),
         (run_with(("cwd", "")), "cwd"),
         (run_with(("guest.root", "/dev/vda")), "guest"),
+        (pack(Frame.PREPARE, b"guest.root=/dev/vda\0"), "PREPARE outside a VM"),
+        (pack(Frame.WAKE, b"realtime_ns=1\0entropy=" + b"00" * 64 + b"\0"), "does not know"),
         (run_with() + run_with(), "second RUN"),
         (run_with() + pack(Frame.SIGNAL, b"number=65\0"), "without what it needs"),
         (run_with() + pack(Frame.SIGNAL, b""), "without what it needs"),
@@ -128,6 +130,8 @@ def mutations(chance: random.Random) -> Iterator[bytes]:
             pack(Frame.FETCH, b"path=/proc/self/status\0"),
             pack(Frame.SIGNAL, b"number=10\0"),
             pack(Frame.WINDOW, b"rows=10\0columns=20\0"),
+            pack(Frame.PREPARE, b"guest.root=/dev/vda\0"),
+            pack(Frame.WAKE, b"realtime_ns=1\0entropy=" + b"00" * 64 + b"\0"),
             pack(Frame.SIGNAL, chance.randbytes(chance.randrange(40))),
             struct.pack("<B3xI", chance.choice(kinds), chance.randrange(40)),
         ]

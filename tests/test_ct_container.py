@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import socket
 import time
@@ -147,7 +148,7 @@ def test_devices_and_hosts(run: Run, busybox: Image) -> None:
         run,
         "echo x > /dev/null; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c;"
         "df -k /dev/shm | tail -1 | awk '{print $2}'; ls -l /dev/fd/ > /dev/null;"
-        "ls /dev/pts/ptmx /dev/ptmx; cat /etc/hosts; umask",
+        "ls /dev/pts/ptmx /dev/ptmx; cat /etc/hosts /etc/machine-id; umask",
         ids=Ids(1000, 1000),
         limits=limits,
         hostname="byname",
@@ -155,6 +156,7 @@ def test_devices_and_hosts(run: Run, busybox: Image) -> None:
     lines = text.split("\n")
     assert lines[:3] == ["4", "4", "3072"]
     assert any(line.endswith("\tbyname") for line in lines)
+    assert any(re.fullmatch("[0-9a-f]{32}", line) for line in lines)
     assert "/dev/sda" not in sh(run, "ls -d /dev/*")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -172,6 +175,38 @@ def test_killed_harness_leaves_nothing(after_s: float, tmp_path: Path) -> None:
     assert until(lambda: not Path("/run/hvct", tag).exists()), "the runtime folder is left"
     links = os.listdir("/sys/class/net")
     assert not [name for name in links if name.startswith(tag) or name == f"hvct{tag}"]
+
+
+@pytest.mark.parametrize("closer", [0, 1])
+def test_what_is_closed_within_a_turn_is_not_looked_at(closer: int) -> None:
+    """Two things happen at once and one closes the other: the worker goes on.
+
+    The harness gives an instance up at the moment its QEMU ends, for one.
+    """
+    from hv.worker import Worker  # imports libvirt, which is not everywhere
+
+    ours, theirs = socket.socketpair()
+    with ours, socket.socket(fileno=theirs.detach()) as control:
+        worker = Worker("qemu:///embed", control.detach())
+        ends = [socket.socketpair() for _ in range(2)]
+        handled = []
+
+        def on_ready(own: int, other: int) -> None:
+            handled.append(own)
+            worker.selector.unregister(ends[other][0])
+            ends[other][0].close()
+
+        for own, other in ((closer, 1 - closer), (1 - closer, closer)):
+            act = functools.partial(on_ready, own, other)
+            worker.selector.register(ends[own][0], selectors.EVENT_READ, act)
+            ends[own][1].send(b"x")
+        worker._turn(1.0)
+        assert len(handled) == 1
+        for pair in ends:
+            for end in pair:
+                end.close()
+        for end in (worker.control, worker.inbox, worker.outbox):
+            end.close()
 
 
 def test_missing_libvirt_is_said(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,8 +118,28 @@ static void on_ping(const char *token) {
     channel_flush(); /* the host measures this round trip */
 }
 
+static void hello(uint64_t born_ns, uint64_t born_boottime_ns, bool woken) {
+    RECORD(record, 512);
+    struct utsname name;
+    uname(&name);
+    record_add(&record, "pid", "%d", getpid());
+    record_add(&record, "monotonic_ns", "%llu", (unsigned long long)born_ns);
+    record_add(&record, "boottime_ns", "%llu", (unsigned long long)born_boottime_ns);
+    record_add(&record, "channel_ns", "%llu", (unsigned long long)stamp(CLOCK_MONOTONIC));
+    record_add(&record, "release", "%s", name.release);
+    record_add(&record, "version", "%s", AGENT_VERSION);
+    if (woken)
+        record_add(&record, "woken", "1");
+    send_record(HELLO, &record);
+    /* Where RUN is here already nobody waits for it: it goes with the next frame, and does not wake
+     * the harness in the midst of the start. RUN comes with WAKE. */
+    struct pollfd run = {agent.channel, POLLIN, 0};
+    if (!woken && (agent.virtual_machine || poll(&run, 1, 0) <= 0))
+        channel_flush();
+}
+
 static void dispatch(int type, const char *data, size_t length) {
-    const char *text = NULL;
+    const char *text = NULL, *entropy = NULL;
     uint64_t n = 0, columns = 0;
     if (type != STDIN && type != QUIT && type != EXEC_KILL && !record_valid(data, length)) {
         violation("a record is malformed");
@@ -128,6 +148,15 @@ static void dispatch(int type, const char *data, size_t length) {
     switch (type) {
     case RUN:
         workload_run(data, length);
+        return;
+    case PREPARE:
+        workload_prepare(data, length);
+        return;
+    case WAKE:
+        if (!(text = record_get(data, length, "realtime_ns")) ||
+            !(entropy = record_get(data, length, "entropy")) || !workload_wake(text, entropy))
+            break;
+        hello(stamp(CLOCK_MONOTONIC), stamp(CLOCK_BOOTTIME), true);
         return;
     case SIGNAL:
         text = record_get(data, length, "number");
@@ -201,24 +230,6 @@ static void turn(void) {
     channel_flush();
 }
 
-static void hello(uint64_t born_ns, uint64_t born_boottime_ns) {
-    RECORD(record, 512);
-    struct utsname name;
-    uname(&name);
-    record_add(&record, "pid", "%d", getpid());
-    record_add(&record, "monotonic_ns", "%llu", (unsigned long long)born_ns);
-    record_add(&record, "boottime_ns", "%llu", (unsigned long long)born_boottime_ns);
-    record_add(&record, "channel_ns", "%llu", (unsigned long long)stamp(CLOCK_MONOTONIC));
-    record_add(&record, "release", "%s", name.release);
-    record_add(&record, "version", "%s", AGENT_VERSION);
-    send_record(HELLO, &record);
-    /* Where RUN is here already nobody waits for it: it goes with the next frame, and does not wake
-     * the harness in the midst of the start. */
-    struct pollfd run = {agent.channel, POLLIN, 0};
-    if (agent.virtual_machine || poll(&run, 1, 0) <= 0)
-        channel_flush();
-}
-
 static void take_signals(void) {
     sigset_t set;
     sigemptyset(&set);
@@ -267,7 +278,7 @@ int main(int argc, char **argv) {
     }
     if (!agent.pid1)
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-    hello(born_ns, born_boottime_ns);
+    hello(born_ns, born_boottime_ns, false);
     while (!agent.ended)
         turn();
     end();

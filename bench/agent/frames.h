@@ -19,6 +19,8 @@ enum {
     CHUNK = 1 << 16,        /* payload of one STDOUT, STDERR or FILE frame */
     STDIN_WINDOW = 1 << 16, /* STDIN bytes the host may have under way (see CREDIT) */
     GROUPS_MAX = 64,
+    ENTROPY_BYTES = 64,     /* of WAKE */
+    DEVICE_WAIT_MS = 10000, /* for a device whose driver is still at it */
 };
 
 enum frame_type {
@@ -31,6 +33,8 @@ enum frame_type {
     WINDOW,
     EXEC,
     EXEC_KILL,
+    PREPARE,
+    WAKE,
     HELLO = 65,
     EVENT,
     STDOUT,
@@ -88,7 +92,7 @@ struct limit {
 /* The RUN record. Strings point into the payload it was parsed from. */
 struct run {
     char **argv, **env;
-    const char *cwd, *hostname;
+    const char *cwd, *hostname, *machine_id;
     uid_t uid;
     gid_t gid, groups[GROUPS_MAX];
     size_t group_count;
@@ -105,13 +109,15 @@ struct run {
     size_t seccomp_bytes;
     struct guest {
         bool wanted;
-        const char **modules, **masked, **read_only, *root, *scratch, *address, *neighbour, *thp;
+        const char **modules, **masked, **read_only, *root, *scratch, *address, *mac, *neighbour,
+            *thp;
         uint64_t writable_bytes, writable_inodes, shm_bytes, pids;
     } guest;
 };
 
 bool number(const char *text, int base, uint64_t max, uint64_t *out);
-const char *run_parse(struct run *run, char *data, size_t length);
+bool hex(const char *text, unsigned char *bytes, size_t size);
+const char *run_parse(struct run *run, char *data, size_t length, bool guest_only);
 
 /* A failure that ends the launch: fail() notes errno, a step and a subject, returns -1. */
 extern struct failure {
@@ -139,6 +145,8 @@ _Noreturn void child(const struct run *run, struct stdio stdio, struct shared *s
 /* The workload from RUN to EXIT (workload.c). */
 enum { WORKLOAD_FDS = 4 };
 
+void workload_prepare(const char *data, size_t length);
+bool workload_wake(const char *realtime, const char *entropy);
 void workload_run(const char *data, size_t length);
 void workload_signal(int number);
 void workload_stdin(const char *data, size_t length);
@@ -168,11 +176,16 @@ extern const char *const rlimit_names[RLIM_NLIMITS];
 void receipt_gather(struct record *out, const struct run *run, const char *program);
 bool read_text(const char *path, char *buffer, size_t size);
 
-/* Virtual machine only (guest.c). */
+/* Virtual machine only: what every guest has (guest.c), what is its own (identity.c). */
 int guest_open_channel(void);
-int guest_set_up(const struct run *run);
+int guest_prepare(const struct guest *guest);
+int guest_write(const char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));
 pid_t guest_fork(void);
 _Noreturn void guest_power_off(void);
+int guest_loopback(void);
+int guest_own(const struct run *run);
+int guest_name(const struct run *run);
+int guest_wake(uint64_t realtime_ns, const unsigned char *seed, size_t size);
 
 static inline uint64_t stamp(clockid_t clock) {
     struct timespec now;

@@ -29,6 +29,8 @@ class Frame(IntEnum):
     WINDOW = 7
     EXEC = 8
     EXEC_KILL = 9
+    PREPARE = 10
+    WAKE = 11
     HELLO = 65
     EVENT = 66
     STDOUT = 67

@@ -3,32 +3,25 @@
 #define _GNU_SOURCE
 #include "frames.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/openat2.h>
-#include <net/if.h>
-#include <net/if_arp.h>
-#include <netinet/ether.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define PORT_NAME "org.hvct.agent"
-enum { DEVICE_WAIT_MS = 10000 };
 
 static int cgroup = -1; /* the workload's, for guest.pids */
 
@@ -233,9 +226,7 @@ static int mount_scratch(const char *device) {
     return 0;
 }
 
-static int write_file(const char *path, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static int write_file(const char *path, const char *format, ...) {
+int guest_write(const char *path, const char *format, ...) {
     int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK; /* not to wait at a named pipe */
     int fd = open_inside(path, flags, RESOLVE_NO_SYMLINKS);
     if (fd < 0 && errno == ELOOP)
@@ -254,8 +245,8 @@ static int limit_pids(uint64_t pids) {
     if (attach("cgroup2", "/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
         return -1;
     mkdir("/cgroup/workload", 0755);
-    if (write_file("/cgroup/cgroup.subtree_control", "+pids") ||
-        write_file("/cgroup/workload/pids.max", "%llu", (unsigned long long)pids))
+    if (guest_write("/cgroup/cgroup.subtree_control", "+pids") ||
+        guest_write("/cgroup/workload/pids.max", "%llu", (unsigned long long)pids))
         return fail("guest.pids", "pids.max");
     cgroup = open("/cgroup/workload", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return cgroup < 0 ? fail("guest.pids", "open") : 0;
@@ -274,83 +265,9 @@ pid_t guest_fork(void) {
     return (pid_t)syscall(SYS_clone3, &args, sizeof args);
 }
 
-static int set_flags(int fd, const char *link) {
-    struct ifreq request = {0};
-    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", link);
-    /* The driver's module is loaded, but its probe may still be under way. */
-    for (int waited = 0; ioctl(fd, SIOCGIFFLAGS, &request); waited++) {
-        if (waited == DEVICE_WAIT_MS)
-            return -1;
-        usleep(1000);
-    }
-    request.ifr_flags |= IFF_UP | IFF_RUNNING;
-    return ioctl(fd, SIOCSIFFLAGS, &request);
-}
-
-static int set_address(int fd, const char *address) {
-    struct ifreq request = {.ifr_name = "eth0"};
-    struct sockaddr_in *place = (struct sockaddr_in *)&request.ifr_addr;
-    char ip[INET_ADDRSTRLEN];
-    uint64_t prefix;
-    const char *slash = strchr(address, '/');
-    if (!slash || (size_t)(slash - address) >= sizeof ip || !number(slash + 1, 10, 32, &prefix))
-        return errno = EINVAL, -1;
-    memcpy(ip, address, (size_t)(slash - address));
-    ip[slash - address] = 0;
-    place->sin_family = AF_INET;
-    if (inet_pton(AF_INET, ip, &place->sin_addr) != 1)
-        return errno = EINVAL, -1;
-    if (ioctl(fd, SIOCSIFADDR, &request))
-        return -1;
-    place->sin_addr.s_addr = prefix ? htonl(~0u << (32 - prefix)) : 0;
-    return ioctl(fd, SIOCSIFNETMASK, &request) ? -1 : set_flags(fd, "eth0");
-}
-
-/* "ip mac" as a permanent entry: the first packet must not wait for ARP. */
-static int set_neighbour(int fd, const char *neighbour) {
-    struct arpreq request = {.arp_flags = ATF_COM | ATF_PERM, .arp_dev = "eth0"};
-    struct sockaddr_in *place = (struct sockaddr_in *)&request.arp_pa;
-    char ip[INET_ADDRSTRLEN], mac[18];
-    if (sscanf(neighbour, "%15s %17s", ip, mac) != 2 ||
-        inet_pton(AF_INET, ip, &place->sin_addr) != 1)
-        return errno = EINVAL, -1;
-    struct ether_addr *hardware = ether_aton(mac);
-    if (!hardware)
-        return errno = EINVAL, -1;
-    place->sin_family = AF_INET;
-    request.arp_ha.sa_family = ARPHRD_ETHER;
-    memcpy(request.arp_ha.sa_data, hardware, ETH_ALEN);
-    return ioctl(fd, SIOCSARP, &request);
-}
-
-static int set_network(const struct guest *guest) {
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || set_flags(fd, "lo"))
-        return fail("guest.network", "lo");
-    if (guest->address && set_address(fd, guest->address))
-        return fail("guest.address", guest->address);
-    if (guest->neighbour && set_neighbour(fd, guest->neighbour))
-        return fail("guest.neighbour", guest->neighbour);
-    close(fd);
-    return 0;
-}
-
 static int switch_root(void) {
     if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         return fail("guest.root", "move");
-    return 0;
-}
-
-/* After the switch, so that links in the image lead where the image means. */
-static int name_machine(const struct run *run) {
-    const char *name = run->hostname ? run->hostname : "localhost";
-    const char *address = run->guest.address;
-    if (sethostname(name, strlen(name)))
-        return fail("hostname", name);
-    mkdir("/etc", 0755);
-    if (write_file("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n%.*s\t%s\n",
-                   address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.1.1", name))
-        return fail("guest.hosts", "/etc/hosts");
     return 0;
 }
 
@@ -374,13 +291,12 @@ static int confine(const struct guest *guest) {
 /* A kernel decides by its memory's size; here it is as on the host, whatever the size. */
 static int set_huge_pages(const char *mode) {
     static const char path[] = "/sys/kernel/mm/transparent_hugepage/enabled";
-    if (access(path, F_OK) == 0 && write_file(path, "%s", mode))
+    if (access(path, F_OK) == 0 && guest_write(path, "%s", mode))
         return fail("guest.thp", mode);
     return 0;
 }
 
-int guest_set_up(const struct run *run) {
-    const struct guest *guest = &run->guest;
+int guest_prepare(const struct guest *guest) {
     if (!guest->root)
         return errno = EINVAL, fail("guest.root", "no device was named");
     if (guest->thp && set_huge_pages(guest->thp))
@@ -388,11 +304,11 @@ int guest_set_up(const struct run *run) {
     for (const char **module = guest->modules; *module; module++)
         if (load_module(*module))
             return fail("guest.module", *module);
-    if (set_network(guest) || mount_root(guest) || mount_system(guest))
+    if (guest_loopback() || mount_root(guest) || mount_system(guest))
         return -1;
     if (guest->scratch && mount_scratch(guest->scratch))
         return -1;
     if (guest->pids && limit_pids(guest->pids))
         return -1;
-    return switch_root() || name_machine(run) || confine(guest) ? -1 : 0;
+    return switch_root() || confine(guest) ? -1 : 0;
 }

@@ -91,6 +91,7 @@ def run_record(
         ("tty", "1" if spec.tty else "0"),
         ("receipt", "digest" if spec.receipt is ReceiptLevel.DIGEST else "cheap"),
         ("hostname", spec.hostname),
+        ("machine_id", spec.machine_id),
     ]
     if spec.listen_port:
         pairs.append(("listen_port", str(spec.listen_port)))

@@ -216,6 +216,6 @@ void receipt_gather(struct record *out, const struct run *run, const char *progr
     add_machine(out);
     if (run->digest)
         add_digest_level(out);
-    if (run->digest && run->guest.wanted) /* elsewhere it is the host's, and private */
+    if (run->digest && agent.virtual_machine) /* elsewhere it is the host's, and private */
         add_file(out, "cmdline", "/proc/cmdline");
 }

@@ -19,6 +19,17 @@ bool number(const char *text, int base, uint64_t max, uint64_t *out) {
     return true;
 }
 
+bool hex(const char *text, unsigned char *bytes, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        char pair[3] = {text[2 * i], text[2 * i + 1], 0};
+        uint64_t byte;
+        if (!number(pair, 16, 255, &byte))
+            return false;
+        bytes[i] = (unsigned char)byte;
+    }
+    return true;
+}
+
 static bool parse_rlimit(struct run *run, char *value) {
     char *soft = strchr(value, ':');
     char *hard = soft ? strchr(soft + 1, ':') : NULL;
@@ -41,16 +52,8 @@ static bool parse_seccomp(struct run *run, const char *value) {
     size_t digits = strlen(value);
     if (run->seccomp || digits == 0 || digits % 16 || digits / 16 > 4096)
         return false;
-    unsigned char *program = run->seccomp = malloc(digits / 2);
-    if (!program)
+    if (!(run->seccomp = malloc(digits / 2)) || !hex(value, run->seccomp, digits / 2))
         return false;
-    for (size_t i = 0; i < digits / 2; i++) {
-        char pair[3] = {value[2 * i], value[2 * i + 1], 0};
-        uint64_t byte;
-        if (!number(pair, 16, 255, &byte))
-            return false;
-        program[i] = (unsigned char)byte;
-    }
     run->seccomp_bytes = digits / 2;
     return true;
 }
@@ -65,9 +68,11 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
     } const texts[] = {
         {"cwd", &run->cwd},
         {"hostname", &run->hostname},
+        {"machine_id", &run->machine_id},
         {"guest.root", &guest->root},
         {"guest.scratch", &guest->scratch},
         {"guest.address", &guest->address},
+        {"guest.mac", &guest->mac},
         {"guest.neighbour", &guest->neighbour},
         {"guest.thp", &guest->thp},
     };
@@ -118,7 +123,7 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
 }
 
 /* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. */
-const char *run_parse(struct run *run, char *data, size_t length) {
+const char *run_parse(struct run *run, char *data, size_t length, bool guest_only) {
     size_t parts = 0, args = 0, envs = 0, modules = 0, masked = 0, read_only = 0;
     for (size_t i = 0; i < length; i++)
         parts += data[i] == 0;
@@ -138,6 +143,8 @@ const char *run_parse(struct run *run, char *data, size_t length) {
         bool known = true;
         if (!strncmp(key, "guest.", 6))
             run->guest.wanted = true;
+        else if (guest_only)
+            return key;
         if (!strcmp(key, "arg"))
             run->argv[args++] = value;
         else if (!strcmp(key, "env"))
@@ -155,5 +162,5 @@ const char *run_parse(struct run *run, char *data, size_t length) {
     run->stream |= run->tty; /* a terminal that answers after the exit is none */
     if (run->cwd[0] != '/')
         return "cwd";
-    return args ? NULL : "arg";
+    return args || guest_only ? NULL : "arg";
 }

@@ -172,6 +172,15 @@ class AgentSession:
         self._argv0 = next((str(value) for key, value in pairs if key == "arg"), "")
         self._send(Frame.RUN, record.encode(pairs))
 
+    def send_prepare(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Have a guest made ready for a RUN that is to come: the event ``prepared`` follows."""
+        self._send(Frame.PREPARE, record.encode(pairs))
+
+    def send_wake(self, realtime_ns: int, entropy: bytes) -> None:
+        """Tell a restored guest the time, and to reseed: it says HELLO (``init``) then."""
+        pairs = [("realtime_ns", str(realtime_ns)), ("entropy", entropy.hex())]
+        self._send(Frame.WAKE, record.encode(pairs))
+
     def signal(self, number: int) -> None:
         """Send a signal to the workload's process."""
         self._send(Frame.SIGNAL, record.encode([("number", int(number))]))

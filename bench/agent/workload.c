@@ -1,4 +1,5 @@
-/* The workload from RUN to EXIT: its process, its input, its two outputs on their way out. */
+/* The workload from RUN to EXIT: its process, its input, its two outputs on their way out. A few
+ * lines over 400: PREPARE and WAKE belong to the same state. */
 #define _GNU_SOURCE
 #include "frames.h"
 
@@ -30,7 +31,7 @@ static struct {
     int input; /* -1: closed */
     uint8_t pending[STDIN_WINDOW];
     size_t pending_bytes;
-    bool input_ends, started, listening, childless;
+    bool input_ends, started, listening, childless, prepared;
     int status;
     struct rusage usage;
     uint64_t exited_ns;
@@ -114,7 +115,7 @@ static int start(void) {
     struct stdio stdio = {-1, -1, -1};
     int ends[2];
     if (agent.virtual_machine) {
-        if (guest_set_up(&work.run))
+        if ((!work.prepared && guest_prepare(&work.run.guest)) || guest_own(&work.run))
             return -1;
         send_event("mounted", stamp(CLOCK_MONOTONIC));
     }
@@ -298,21 +299,65 @@ void workload_stdin(const char *data, size_t length) {
     feed_input();
 }
 
+/* A RUN or PREPARE as a struct; false where it is none, which has been said. */
+static bool parse(struct run *run, const char *kind, const char *data, size_t length) {
+    bool prepare = !strcmp(kind, "PREPARE");
+    char *copy = malloc(length + 1), what[128];
+    const char *wrong = "out of memory";
+    if (copy) {
+        memcpy(copy, data, length);
+        wrong = run_parse(run, copy, length, prepare);
+    }
+    if (!wrong && run->guest.wanted > agent.virtual_machine)
+        wrong = "guest keys outside a VM";
+    if (!wrong && !prepare && work.prepared && run->guest.root)
+        wrong = "guest.root once more";
+    if (!wrong)
+        return true;
+    snprintf(what, sizeof what, "%s: %.100s", kind, wrong);
+    violation(what);
+    return false;
+}
+
+/* All that guests of one kind have in common: the machine may then be saved. */
+void workload_prepare(const char *data, size_t length) {
+    static struct run run;
+    if (!agent.virtual_machine || work.state != NONE || work.prepared) {
+        violation("PREPARE outside a VM, or not the first");
+        return;
+    }
+    if (!parse(&run, "PREPARE", data, length))
+        return;
+    run.machine_id = ""; /* the file is there, the name comes later */
+    if (guest_prepare(&run.guest) || guest_name(&run)) {
+        send_failure();
+        close_workload();
+        return;
+    }
+    work.prepared = true;
+    send_event("prepared", stamp(CLOCK_MONOTONIC));
+}
+
+/* The machine has been restored: false where it cannot be. */
+bool workload_wake(const char *realtime, const char *entropy) {
+    unsigned char seed[ENTROPY_BYTES];
+    uint64_t now;
+    if (!agent.virtual_machine || work.state != NONE || !number(realtime, 10, INT64_MAX, &now) ||
+        strlen(entropy) != 2 * sizeof seed || !hex(entropy, seed, sizeof seed))
+        return false;
+    if (guest_wake(now, seed, sizeof seed)) {
+        send_failure();
+        close_workload();
+    }
+    return true;
+}
+
 void workload_run(const char *data, size_t length) {
-    char *copy = malloc(length + 1);
-    if (work.state != NONE || !copy) {
+    if (work.state != NONE) {
         violation("a second RUN");
         return;
     }
-    memcpy(copy, data, length);
-    const char *wrong = run_parse(&work.run, copy, length);
-    if (wrong || work.run.guest.wanted > agent.virtual_machine) {
-        char what[128];
-        snprintf(what, sizeof what, "RUN: %.100s", wrong ? wrong : "guest keys outside a VM");
-        violation(what);
-        return;
-    }
-    if (start()) {
+    if (parse(&work.run, "RUN", data, length) && start()) {
         send_failure();
         close_workload();
     }
