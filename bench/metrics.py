@@ -90,6 +90,7 @@ METRICS: dict[str, Metric] = {
         _memory("memory_pss", "memory, proportional (PSS)", "sum over the instance's host processes of the proportional set size, shared pages divided among their users"),
         _memory("memory_rss", "memory, resident (RSS)", "sum over the instance's host processes of the resident set size, shared pages counted in each"),
         _memory("memory_host_delta", "memory missing on the host", "fall of the host's MemAvailable (with what the CPUs keep free to themselves) from just before the launch; includes whatever else the host did", 8.0),
+        _memory("memory_kept", "memory kept after a peak", "cgroup: charged at the end of the hold (10 s in the workload elastic) after a peak was freed, above what was charged at started, before it; of a container little but the program itself"),
         Metric("cpu_window", "host CPU for the work", "s", Scale.RATIO, Better.LOWER, 0.05, "cpu",
                "host CPU time of the instance's cgroup between started and the workload's exit", 1e-3),
         Metric("cpu_life", "host CPU for the whole life", "s", Scale.RATIO, Better.LOWER, 0.10, "cpu",

@@ -253,6 +253,8 @@ class Workload:
     work per host CPU second; 0 when the workload is not about work. ``exchanges`` is how
     often the host, once a server is ready by reply, repeats that exchange to time it.
     ``together`` instances of it are launched at once in one trial.
+    ``elastic``: it held more before it was ready, and what it still holds at the end of its
+    hold is set against what it held at `started`.
     """
 
     name: str
@@ -275,6 +277,7 @@ class Workload:
     work_unit_name: str = "work"
     exchanges: int = 0
     together: int = 1
+    elastic: bool = False
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class _Workload(_Strict):
     work_unit_name: str = "work"
     exchanges: Count = Field(0, ge=0, le=MOST_EXCHANGES)
     together: Count = Field(1, ge=1, le=MOST_TOGETHER)
+    elastic: Annotated[bool, Field(strict=True)] = False
 
 
 class _Primary(_Strict):
@@ -256,6 +257,7 @@ def _workload(item: _Workload) -> Workload:
         work_unit_name=item.work_unit_name,
         exchanges=item.exchanges,
         together=item.together,
+        elastic=item.elastic,
     )
 
 

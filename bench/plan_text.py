@@ -62,7 +62,7 @@ def _workload(workload: Workload) -> Iterator[str]:
         yield f"env = {_value(dict(workload.env))}"
     plain = (
         *("user", "workdir", "until", "hold_s", "timeout_s", "expect_status", "network"),
-        *("security", "work_units", "work_unit_name", "exchanges", "together"),
+        *("security", "work_units", "work_unit_name", "exchanges", "together", "elastic"),
     )
     for name in plain:
         value = getattr(workload, name)

@@ -21,6 +21,7 @@ from bench.model import (
     DiskUsage,
     Event,
     InstanceSpec,
+    MemoryUsage,
     Outcome,
     Sample,
     Trial,
@@ -53,6 +54,7 @@ class _Readings:
     host_exited: Snapshot | None = None
     hold_s: float = 0.0
     round_trip_s: float | None = None
+    memory_started: MemoryUsage | None = None
 
 
 def run_trial(
@@ -170,6 +172,8 @@ def _live(
         readings.cpu_started = instance.cpu()
         readings.started_read_ns = time.monotonic_ns()
         readings.host_started = Snapshot.take(helpers=readings.helpers)
+        if workload.elastic:
+            readings.memory_started = instance.memory()
 
     deadline = await_ready(instance, workload, started)
     if workload.exchanges:
@@ -277,6 +281,10 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     if readings.cpu_held and readings.cpu_hold_end and readings.hold_s > 0:
         idle = readings.cpu_hold_end.total_s - readings.cpu_held.total_s
         samples.append(Sample("cpu_idle", idle / readings.hold_s, "CPU"))
+    held = memory.get("current_bytes")
+    before = readings.memory_started.current_bytes if readings.memory_started else None
+    if before is not None and held is not None:
+        samples.append(Sample("memory_kept", float(held) - before, "bytes"))
     if readings.round_trip_s is not None:
         samples.append(Sample("network_round_trip", readings.round_trip_s, "s"))
     if readings.disk is not None:

@@ -113,6 +113,7 @@ ELASTIC = Workload(
     ready=Readiness(ReadyKind.LINE, pattern="^freed$"),
     until="ready",
     hold_s=ELASTIC_HOLD_S,
+    elastic=True,
 )
 
 QUICK = (HELLO, REDIS, NGINX, TOUCH64, XZ)

@@ -189,7 +189,7 @@ def _workloads(run: Run) -> dict[str, str]:
 
 def _work(item: Mapping[str, Any]) -> dict[str, Any]:
     """What a workload does; keys that older runs have not stand as those meant it."""
-    kept = {"exchanges": 0, **item}
+    kept = {"exchanges": 0, "together": 1, "elastic": False, **item}
     kept["metrics"] = [{"repeats": "first", **rule} for rule in item.get("metrics", ())]
     return {key: value for key, value in kept.items() if key != "title"}
 
