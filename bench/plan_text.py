@@ -100,6 +100,8 @@ def _value(value: Any) -> str:
     """A value as TOML writes it."""
     if isinstance(value, bytes):
         value = value.decode()
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, str):
         # A JSON string is one of TOML's, but for DEL; surrogate pairs are none of TOML's.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -110,6 +110,7 @@ EVERY_KEY = Plan(
             work_units=2.5,
             work_unit_name="MiB",
             exchanges=200,
+            elastic=True,
         ),
     ),
     blocks=14,
