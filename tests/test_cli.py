@@ -367,6 +367,32 @@ def test_what_a_dry_run_prints_is_a_plan_file(
     assert json.loads(capsys.readouterr().out)["plan"] == first
 
 
+@pytest.mark.parametrize("words", [["compare"], ["calibrate"], ["costs", "idle"]])
+def test_a_dry_run_is_there_for_programs(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plan, time and folder as JSON, and nothing else on standard output."""
+    assert main([*words, "--dry-run", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plan"]["arms"] and document["estimated_s"] > 0
+    assert document["directory"].startswith("runs/")
+    assert ("steps" in document) == (words[0] == "costs")
+
+
+def test_a_run_whose_trials_are_gone_is_not_called_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended, but what is stored does not say so."""
+    run = tmp_path / "one"
+    synthetic.write_run(run, workloads=("minimal",), blocks=2)
+    assert main(["show", str(run)]) == 0
+    assert "complete" in capsys.readouterr().out
+    (run / "trials.jsonl").write_text("")
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "0 of 2 blocks" in shown and "missing or damaged" in " ".join(shown.split())
+
+
 def test_the_time_is_learned_from_what_was_run() -> None:
     """First a guess by arm; then what trials really took, receipts and report included."""
     made = plan.quick([workloads.builtin("hello")], arms=("container", "process"), blocks=10)

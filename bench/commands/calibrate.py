@@ -17,7 +17,7 @@ from bench.arms import DEFAULT_ARMS
 from bench.commands import compare
 from bench.commands.console import Console
 from bench.commands.rights import need_root
-from bench.commands.tune import tuned
+from bench.commands.tune import tuned, tuning_names
 from bench.model import Scale
 from bench.numbers import format_percent, format_value
 from bench.plan import Plan, default_primary
@@ -39,9 +39,11 @@ def main(options: argparse.Namespace) -> int:
     if not options.quiet:
         for line in beforehand(chosen):
             print(line, file=told)
+    tuning_names(options)  # a name that there is not is said now
     if options.dry_run:
-        return 0
+        return compare.print_plan(chosen, directory, options) if options.json else 0
     need_root()
+    store.check_free(directory)  # before waiting for others
     with compare.alone(options.wait, directory), tuned(chosen, options):
         run = compare.describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)

@@ -169,12 +169,7 @@ def named_work(options: argparse.Namespace) -> tuple[str, tuple[Workload, ...]]:
 def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> int:
     """What would be run, as a plan file, and how long it would take."""
     if options.json:
-        document = {
-            "plan": store.jsonable(chosen),
-            "estimated_s": expected_s(chosen),
-            "directory": str(directory),
-        }
-        print(json.dumps(document, indent=1))
+        print_plan_json(chosen, directory, expected_s(chosen))
         return 0
     notes = {
         workload.name: ("" if workload.argv else "the image's own command; ")
@@ -189,6 +184,17 @@ def print_plan(chosen: Plan, directory: Path, options: argparse.Namespace) -> in
         print(f"# {plan_text.printable(comment)}")
     print(plan_text.toml(chosen, notes), end="")
     return 0
+
+
+def print_plan_json(chosen: Plan, directory: Path, seconds: float, **more: Any) -> None:
+    """The same for a program."""
+    document = {
+        "plan": store.jsonable(chosen),
+        "estimated_s": seconds,
+        "directory": str(directory),
+        **more,
+    }
+    print(json.dumps(document, indent=1))
 
 
 def expected_s(chosen: Plan, left: Sequence[Slot] | None = None) -> float:

@@ -49,8 +49,12 @@ def main(options: argparse.Namespace) -> int:
         for line in beforehand(chosen, asked, options.hold):
             print(line, file=sys.stderr if options.json else sys.stdout)
     if options.dry_run:
+        if options.json:
+            seconds = compare.expected_s(chosen) + standing_s(chosen, asked, options.hold)
+            compare.print_plan_json(chosen, directory, seconds, steps=asked)
         return 0
     need_root()
+    store.check_free(directory)  # before waiting for others
     with compare.alone(options.wait, directory), tuned(chosen, options):
         run = compare.describe_run(chosen, directory, options)
         run["costs"] = {

@@ -158,6 +158,8 @@ def show(options: argparse.Namespace) -> int:
     facts = describe(options.run)
     done = f"{facts['blocks_done']} of {facts['blocks']} blocks"
     state = "complete" if facts["ended"] else f"go on with: hvct resume {options.run}"
+    if facts["ended"] and facts["blocks_done"] != facts["blocks"]:
+        state = "it ended, but trials are missing or damaged here; restore them from a copy"
     say(console, "Run", f"{options.run} · {done} · {state}")
     say(console, "Command", str(stored.run.get("command", "")))
     if stored.trials:
