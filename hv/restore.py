@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -74,6 +75,12 @@ class RestoreBackend(VmBackend):
         """What a cold start needs, and two saved guests."""
         super().prepare(spec)
         self._slots_of(spec).ensure(READY_SLOTS)
+
+    def reserve(self, specs: Sequence[InstanceSpec]) -> None:
+        """A saved guest for each, before any of them is requested."""
+        wanted = Counter(self._slots_of(spec).key for spec in specs)
+        for key, count in wanted.items():
+            self._slots[key].ensure_free(count)
 
     def files_read(self, image: Image) -> list[Path]:
         """The saved guests too."""

@@ -147,6 +147,10 @@ class Slots:
             while len(self._all) < count:
                 self._free.append(self._another())
 
+    def ensure_free(self, count: int) -> None:
+        """Have at least so many that are free."""
+        self.ensure(len(self._all) - len(self._free) + count)
+
     def take(self) -> Slot:
         """The slot that has been free the longest: libvirt forgets a name 0.2 s late."""
         with self._guard:

@@ -24,6 +24,7 @@ import faults
 import pytest
 
 from bench import cleanup
+from bench.backend import Reserves
 from bench.cache import cache_dir
 from bench.context import RunContext
 from bench.errors import LaunchFailed, Refused
@@ -294,7 +295,8 @@ def test_three_restores_overlap(
     for one in twins:
         one.release()
     specs = [make(context, busybox, "true") for _ in range(3)]
-    backend._slots_of(specs[0]).ensure(3)
+    backend.reserve(specs)
+    assert isinstance(backend, Reserves) and len(backend._slots_of(specs[0]).files) == 3
     running = [backend.launch(spec) for spec in specs]
     try:
         for one in running:
