@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.numbers import RATIO_UNIT
 from reports.drawing import (
@@ -24,8 +25,8 @@ from reports.drawing import (
 )
 from reports.model import Comparison, Effect, RunReport
 
-MOST_ROWS = 60
-"""What fits on one page of the PDF."""
+MOST_ROWS = 54
+"""What fits on one page of the PDF, with headings and caption."""
 
 ROW_IN = 0.142
 _READING = (
@@ -83,43 +84,106 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
 
 def family_forest(run: RunReport, family: str) -> tuple[Figure, str, str] | None:
     """Every metric of one family in every pair of arms, all on one axis."""
-    found: dict[tuple[str, str], list[Comparison]] = {}
-    for row in run.comparisons:
-        if row.family == family and ratio_of(row) is not None:
-            found.setdefault((row.workload, row.metric), []).append(row)
+    keys = _keys(run, [row for row in run.comparisons if row.family == family])
+    return _ratios(run, keys, "Every metric as a ratio", {})
+
+
+def all_forest(run: RunReport) -> tuple[Figure, str, str] | None:
+    """Every metric of every family on one axis; None where one family is all there is."""
+    if len(run.families) < 2:
+        return None
+    titles = dict(run.families)
+    order = list(titles)
+    family = {metric.name: metric.family for metric in run.metrics}
+    keys = sorted(_keys(run, run.comparisons), key=lambda key: order.index(family[key[1]]))
+    heads = {key: titles[family[key[1]]] for key in keys}
+    return _ratios(run, keys, "All metrics on one axis", heads)
+
+
+_Key = tuple[str, str]
+
+
+def _keys(run: RunReport, rows: Sequence[Comparison]) -> list[_Key]:
+    """(workload, metric) of what can be drawn, by workload; metrics keep their order."""
     order = [workload.name for workload in run.workloads]
-    keys = sorted(found, key=lambda key: order.index(key[0]))  # metrics keep their order
-    shown = keys[:MOST_ROWS]
+    found = dict.fromkeys((row.workload, row.metric) for row in rows
+                          if ratio_of(row) is not None or _multiple(run, row))  # fmt: skip
+    return sorted(found, key=lambda key: order.index(key[0]))
+
+
+def _fitting(run: RunReport, keys: Sequence[_Key]) -> list[_Key]:
+    """What fits one page: what the plan judges first, then from the top."""
+    judged = [key for key in keys if [key[1], key[0]] in run.plan["primary"]]
+    rest = [key for key in keys if key not in judged]
+    kept = {*judged[:MOST_ROWS], *rest[: max(MOST_ROWS - len(judged), 0)]}
+    return [key for key in keys if key in kept]
+
+
+def _multiple(run: RunReport, row: Comparison) -> tuple[float, float, float] | None:
+    """A difference and its interval in units of its margin; None for what is no difference."""
+    effect = row.effect
+    margin = next((m.margin for m in run.metrics if m.name == row.metric), None)
+    if effect is None or effect.scale == "ratio" or effect.estimate is None or not margin:
+        return None
+    low = -math.inf if effect.low is None else effect.low
+    high = math.inf if effect.high is None else effect.high
+    return effect.estimate / margin, low / margin, high / margin
+
+
+def _ratios(
+    run: RunReport, keys: Sequence[_Key], title: str, heads_of: Mapping[_Key, str]
+) -> tuple[Figure, str, str] | None:
+    """Ratios on one logarithmic axis and, row by row beside them, differences by their margins."""
+    shown = _fitting(run, keys)
     if len(shown) < 2:
         return None
+    found: dict[_Key, list[Comparison]] = {key: [] for key in shown}
+    for row in run.comparisons:
+        if (row.workload, row.metric) in found:
+            found[(row.workload, row.metric)].append(row)
     every = [row for key in shown for row in found[key]]
     titles = {metric.name: metric.title for metric in run.metrics}
     labels: list[tuple[float, str]] = []
     heads: list[tuple[float, str]] = []
     places: list[tuple[float, Comparison]] = []
     y, before = -1.0, ""
-    for workload, metric in shown:
-        if workload != before:
+    for key in shown:
+        head = heads_of.get(key) or run.workload(key[0]).title
+        if head != before:
             y += 1.35 if before else 0.0
-            heads.append((y, run.workload(workload).title))
-            before = workload
+            heads.append((y, head))
+            before = head
         y += 1.0
-        labels.append((y, titles[metric]))
-        rows = found[(workload, metric)]
+        star = "★ " if any(row.primary for row in found[key]) else ""
+        of = f", {key[0]}" if key in heads_of else ""
+        labels.append((y, star + titles[key[1]] + of))
+        rows = found[key]
         places += [(y + 0.28 * (n - (len(rows) - 1) / 2), row) for n, row in enumerate(rows)]
-    figure, ((axes,),) = canvas(
+    beside = any(_multiple(run, row) for row in every)
+    figure, grid = canvas(
         [ROW_IN * (y + 2)],
-        left_in=widest_in([text for _, text in (*labels, *heads)], 7.6),
+        2 if beside else 1,
+        left_in=max(
+            widest_in([text for _, text in labels], 7.6),
+            widest_in([text for _, text in heads], 8.6),
+        ),  # bold
+        below_in=0.34 if beside else 0.24,
         above_in=0.05,
     )
-    left, right = _bounds(every)
+    axes = grid[0][0]
+    with_ratio = [row for row in every if ratio_of(row) is not None]
+    left, right = _bounds(with_ratio)
     for place, row in places:
-        _row(run, axes, row, place, left, right, height=0.14)
+        if ratio_of(row) is not None:
+            _row(run, axes, row, place, left, right, height=0.14)
     marks = sorted([*labels, *heads])
     _finish(axes, [text for _, text in marks], left, right, [at for at, _ in marks], y + 0.8)
     for mark, text in zip(marks, axes.get_yticklabels(), strict=True):
         if mark in heads:
             text.set_fontweight("bold")
+    if beside:
+        axes.set_xlabel("ratio")
+        _differences(run, grid[0][1], places, y + 0.8)
     used = {row.arm for row in every}
     legend(figure, [key for key, arm in zip(arm_keys(run), run.arms, strict=True)
                     if arm.name in used])  # fmt: skip
@@ -127,11 +191,53 @@ def family_forest(run: RunReport, family: str) -> tuple[Figure, str, str] | None
     pairs = "; ".join(dict.fromkeys(row.pair for row in every))
     return (
         figure,
-        "Every metric as a ratio",
+        title,
         f"One row is one metric of a workload, one marker a pair of arms ({pairs}), all on one "
-        f"axis. {_READING}Shaded: the margin, where the plan's is relative. Filled markers are "
-        "judged." + (f" {left_out} more rows are in the table only." if left_out else ""),
+        f"axis. {_READING}"
+        + (
+            "Metrics that are judged as differences stand a second time at the right, divided by "
+            "their own margin: a linear axis up to one margin, a logarithmic one beyond. "
+            if beside
+            else ""
+        )
+        + "Shaded: the margin. Filled markers are judged, and ★ marks the primary family."
+        + (f" {left_out} more rows do not fit; they are in the tables." if left_out else ""),
     )
+
+
+def _differences(
+    run: RunReport, axes: Axes, places: Sequence[tuple[float, Comparison]], bottom: float
+) -> None:
+    """The panel of differences: row by row beside the ratios."""
+    drawn = [(y, row, known) for y, row in places if (known := _multiple(run, row))]
+    reach = max([2.0, *(abs(end) for _, _, known in drawn for end in known
+                        if math.isfinite(end))]) * 1.25  # fmt: skip
+    axes.axvspan(-1, 1, color=BAND, lw=0, zorder=0)
+    axes.axvline(0.0, color=INK, lw=0.7, zorder=1)
+    for y, row, (estimate, low, high) in drawn:
+        ink = style(run, row.arm)
+        ends = [min(max(end, -reach), reach) for end in (low, high)]
+        (line,) = axes.plot(ends, [y, y], color=ink.colour, lw=1.3, solid_capstyle="butt", ls="-",
+                            marker="|", ms=3.4, mew=1.0)  # fmt: skip
+        (point,) = axes.plot([estimate], [y], marker=ink.marker, color=ink.colour, ls="", ms=4.0,
+                             mfc=ink.colour if row.judged else PAPER, zorder=3)  # fmt: skip
+        tag(line, run, row.arm)
+        said = row.effect.text if row.effect else ""
+        tag(point, run, row.arm, f"{row.title}, {row.pair}: {said}, margin {row.margin_text}, "
+            f"{row.verdict_text}")  # fmt: skip
+    axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_xlim(-reach if any(known[1] < -1 for _, _, known in drawn) else -2.0, reach)
+    far = [10.0**n for n in range(int(math.log10(reach)) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator([*(-tick for tick in far), 0.0, *far]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "−")
+                                                 if x else "0"))  # fmt: skip
+    axes.set_xlabel("difference, in margins")
+    axes.set_ylim(bottom, -1.6)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
 
 
 def _label(row: Comparison) -> str:

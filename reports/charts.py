@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from reports.chart_costs import ledger
-from reports.chart_effects import efficiency, family_forest, forest
+from reports.chart_effects import all_forest, efficiency, family_forest, forest
 from reports.chart_joint import joint_forest
 from reports.chart_memory import memory
 from reports.chart_spread import spread
@@ -39,6 +39,7 @@ def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
     """All charts this run has data for, by slug; ids inside begin with `prefix`."""
     makers: dict[str, Callable[[RunReport], tuple[Figure, str, str] | None]] = {
         "forest": forest,
+        "forest-all": all_forest,
         "startup-ecdf": startup_ecdf,
         "timeline": timeline,
         "memory": memory,

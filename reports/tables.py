@@ -201,7 +201,7 @@ class Tables:
 
     def shown(self, slug: str) -> list[tuple[str, str]]:
         """Where the samples of a chart stand, workload by workload."""
-        if slug == "forest":
+        if slug in {"forest", "forest-all"}:
             return [("", self.anchor(*key)) for key in self._primary()[:1]] or [("", self.all)]
         if slug == "ledger":
             return [(arm.label, step_anchor(self.prefix, place))

@@ -98,6 +98,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
         executable_path=str(programs[1]), env={**os.environ, "SE_OFFLINE": "true"}
     )
     browser = webdriver.Chrome(options=options, service=service)
+    browser.set_script_timeout(300)  # axe looks at every element; a busy host takes its time
     try:
         yield browser
     finally:

@@ -16,6 +16,7 @@ import synthetic
 
 from bench.numbers import format_value
 from reports import costs, report
+from reports.chart_effects import MOST_ROWS
 from reports.data import read
 
 QUESTIONS = (
@@ -296,17 +297,36 @@ def test_runs_as_one_are_the_json_s(others: dict[str, dict[str, Path]]) -> None:
 # -- charts ----------------------------------------------------------------------------------
 
 
-def tips(path: Path, title: str) -> list[str]:
-    """What the marks of a chart say when pointed at."""
+def tips(path: Path, title: str, word: str) -> list[str]:
+    """What the marks of a chart say when pointed at; `word` is in one chart of that title only."""
     text = path.read_text()
     (figure,) = [f for f in re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
-                 if f"<b>{title}.</b>" in f and "memory" in f]  # fmt: skip
+                 if f"<b>{title}.</b>" in f and word in f]  # fmt: skip
     return [html.unescape(tip) for tip in re.findall(r'data-tip="([^"]*)"', figure)]
+
+
+def test_all_metrics_stand_on_one_axis(files: dict[str, Path], run: dict[str, Any]) -> None:
+    """Ratios of every family in one chart, what is judged among them; differences beside."""
+    said = tips(files["html"], "All metrics on one axis", "axis")
+    titles = {row["title"] for row in run["comparisons"] if any(
+        tip.startswith(f"{row['title']}, {row['pair']}: ") for tip in said)}  # fmt: skip
+    families = {row["family"] for row in run["comparisons"] if row["title"] in titles}
+    assert families == {name for name, _ in run["families"]} and len(titles) == MOST_ROWS
+    for row in run["comparisons"]:
+        if not row["primary"]:
+            continue
+        start, end = f"{row['title']}, {row['pair']}: ", row["verdict_text"]
+        effects = [row["effect"], row["other"]]
+        ratio = next(one["text"] for one in effects if one and one["scale"] == "ratio")
+        assert f"{start}{ratio}, {end}" in said
+        if row["effect"]["scale"] == "difference":
+            text = f"{start}{row['effect']['text']}, margin {row['margin_text']}, {end}"
+            assert text in said
 
 
 def test_memory_is_drawn_trial_by_trial(files: dict[str, Path], run: dict[str, Any]) -> None:
     """Every value of memory charged is a mark of the distribution, and one in run order."""
-    said = tips(files["html"], "How steady it was: every trial")
+    said = tips(files["html"], "How steady it was: every trial", "memory charged")
     labels = {arm["name"]: arm["label"] for arm in run["arms"]}
     curves = [item for item in run["distributions"] if item["metric"] == "memory_current"]
     assert len(curves) == 5 * 3
@@ -321,7 +341,7 @@ def test_memory_is_drawn_trial_by_trial(files: dict[str, Path], run: dict[str, A
 
 def test_the_ledger_is_drawn_part_by_part(others: dict[str, dict[str, Path]]) -> None:
     """Each counted part, the unexplained rest and the loss are marks with the model's text."""
-    said = tips(others["costs"]["html"], "The memory ledger of one more instance")
+    said = tips(others["costs"]["html"], "The memory ledger of one more instance", "ledger")
     model = read(others["costs"]["html"].parent).costs
     assert model is not None
     wanted = {
