@@ -188,6 +188,17 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def picture(session: nox.Session) -> None:
+    """Draw docs/report.png, the README's picture, from a real run: nox -s picture -- RUN."""
+    if len(session.posargs) != 1:
+        session.error("name one run directory: nox -s picture -- runs/DATE-NAME")
+    session.run(
+        sys.executable, "tests/screenshot.py", *session.posargs, str(ROOT / "docs" / "report.png"),
+        env={"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@nox.session(default=False)
 def chaos(session: nox.Session) -> None:
     """Kill, cut and fill at random: hundreds of rounds, with virtual machines (hours)."""
     asked = {"HVCT_CHAOS_ROUNDS": "300", "HVCT_CHAOS_MACHINES": "1"}
