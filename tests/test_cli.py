@@ -170,6 +170,18 @@ def test_usage_errors_are_two_lines(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("action", ["login", "pull"])
+def test_a_password_that_was_promised_must_come(
+    action: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty standard input is said before a registry is asked."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    words = ["image", action, "registry.invalid/app", "--username", "me", "--password-stdin"]
+    assert main(words) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "holds no password" in first and "--password-stdin <FILE" in second
+
+
 def test_the_command_of_run_begins_after_the_image_or_after_two_dashes() -> None:
     """As container engines have it, or after --, where options may also follow the image."""
     assert parse(["run", "-i", "busybox", "echo", "-n", "x"]).argv == ["echo", "-n", "x"]

@@ -95,17 +95,20 @@ def access(options: argparse.Namespace) -> Access:
     """How the registry is reached.
 
     Raises:
-        BadInput: a password without a user, or the other way round.
+        BadInput: a password without a user, or the other way round; or none where one is promised.
     """
     if bool(options.username) != options.password_stdin:
         raise BadInput(
             "--username and --password-stdin belong together",
             "or log in: hvct image login REGISTRY",
         )
+    password = sys.stdin.readline().rstrip("\n") if options.password_stdin else ""
+    if options.password_stdin and not password:
+        raise BadInput("standard input holds no password", "give it one: --password-stdin <FILE")
     return Access(
         authfile=options.authfile,
         username=options.username,
-        password=sys.stdin.readline().rstrip("\n") if options.password_stdin else "",
+        password=password,
         tls_verify=options.tls_verify == "true",
         cert_dir=options.cert_dir,
     )
