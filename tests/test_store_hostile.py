@@ -100,8 +100,8 @@ def test_any_value_at_any_place(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     lines = (run / "trials.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
-    until, codes, rounds = time.monotonic() + 6, set[int](), 0
-    while time.monotonic() < until:
+    codes = set[int]()
+    for _ in range(12):
         wrong = chance.choice((*WRONG, GONE))
         changed, trial = record, first
         if chance.random() < 0.5:
@@ -111,8 +111,7 @@ def test_any_value_at_any_place(run: Path) -> None:
         (run / "run.json").write_text(json.dumps(changed))
         (run / "trials.jsonl").write_text("\n".join([json.dumps(trial), *lines[1:]]) + "\n")
         codes |= check(run)
-        rounds += 1
-    assert rounds > 5 and codes >= {0, 2}
+    assert 2 in codes  # what each may be is in `check`
 
 
 def trials(run: Path, change: Callable[[bytes], bytes]) -> None:
