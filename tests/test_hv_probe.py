@@ -53,7 +53,7 @@ def test_both_runs_share_one_budget_below_a_second(
     """A QEMU that fails at once is tried a second time; one that hung for all the time is not."""
     assert probe.LIMIT_S < probe.BUDGET_S < 1.0
     program = tmp_path / "qemu"
-    program.write_text(f"#!/bin/sh\necho $* >>{tmp_path}/runs\n{ending}\n")
+    program.write_text(f"#!/bin/sh\necho $* >>'{tmp_path}/runs'\n{ending}\n")
     program.chmod(0o755)
     fake = dataclasses.replace(qemu, qemu=program)
     budget_s = probe.LIMIT_S if runs == 1 else 30.0
