@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,14 @@ from bench.image import store
 from bench.model import Image, ImageConfig, InstanceSpec
 
 pytest.register_assert_rewrite("chaos", "faults")  # they say what was not so
+
+
+def pytest_configure() -> None:
+    """Started in the background, or by nohup, we ignore what tests send: Ctrl-C and a hang-up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _prepared(name: str) -> Image:
