@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -264,34 +263,8 @@ def _arm(arm: Arm) -> dict[str, str]:
 
 def _embedded(picture: charts.Picture) -> str:
     """A chart as an image: thousands of its elements then stay out of the page's style."""
-    data = base64.b64encode(_joined(picture.svg).encode()).decode()
+    data = base64.b64encode(picture.svg.encode()).decode()
     return f'<img alt="{picture.title}" src="data:image/svg+xml;base64,{data}">'
-
-
-_MARKER = re.compile(r'<path id="([^"]*)" d="([^"]*)"')
-_MARKS = re.compile(
-    r'(?:<use (?:data-tip="[^"]*" )?xlink:href="#([^"]*)"'
-    r' x="[^"]*" y="[^"]*"( style="[^"]*")/>\s*)+'
-)
-_PLACE = re.compile(r' x="([^"]*)" y="([^"]*)"')
-
-
-def _joined(svg: str) -> str:
-    """The markers of each series as one path: so few elements make a PDF sooner."""
-    shapes = dict(_MARKER.findall(svg))
-
-    def one(found: re.Match[str]) -> str:
-        shape = shapes.get(found[1])
-        if shape is None:
-            return found[0]
-        steps = shape.split()
-        drawn = []
-        for x, y in _PLACE.findall(found[0]):
-            offsets = itertools.cycle((float(x), float(y)))
-            drawn += [s if s.isalpha() else f"{float(s) + next(offsets):.3f}" for s in steps]
-        return f'<path d="{" ".join(drawn)}"{found[2]}/>'
-
-    return _MARKS.sub(one, svg)
 
 
 def _themed(svg: str) -> str:
