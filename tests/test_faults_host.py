@@ -129,7 +129,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
         done = faults.hvct(*line.split(), before=before, env=env)
         done.says(3, "Read-only file system|not writable", "XDG_CACHE_HOME")
     done = faults.hvct("compare", "hello", "--dry-run", before=before, env=env)
-    assert done.code == 0 and "Plan" in done.out
+    assert done.code == 0 and "[[workload]]" in done.out
 
 
 def test_a_full_cache(busybox: Image, tmp_path: Path) -> None:
