@@ -246,10 +246,10 @@ def test_what_cannot_run_is_skipped_with_its_reason(project: Project) -> None:
 
 
 def test_an_arm_that_does_not_exist_is_refused_at_once(project: Project) -> None:
-    """A typing error in --hvct-arms is a usage error that names the arms there are."""
+    """A typing error in --hvct-arms is a usage error that names the arm that was meant."""
     done = project.pytest("--hvct-arms", "contaner2")
     assert done.code == 4 and "there is no arm 'contaner2'" in done.err, done
-    assert "choose from vm" in done.err
+    assert "did you mean container" in done.err
 
 
 def test_unused_it_imports_nothing(project: Project) -> None:
