@@ -226,8 +226,11 @@ def test_64_mib_touched_read_so(bench: Bench, arm: str) -> None:
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_second_of_cpu_time_reads_so(bench: Bench, arm: str) -> None:
     """A workload that used 1.0 CPU seconds by its own clock has a CPU window of 1.0 s."""
-    trials = bench.trials(arm, 2, control_workloads.burner("burner", 1.0))
-    read = values(trials, "cpu_window", "burner")
+    read: list[float] = []
+    for _ in range(5):  # on a busy host the first counter may be read too late for a window
+        trials = bench.trials(arm, 2, control_workloads.burner("burner", 1.0))
+        if read := values(trials, "cpu_window", "burner"):
+            break
     print(f"\n  {arm}: {read} s", end="")
     if arm == "vm":
         # The guest counts the time in which the host let it wait as its own: busy hosts
