@@ -195,10 +195,15 @@ def _end_processes(tag: str, record: journal.Journal | None, dry_run: bool) -> l
 
 
 def _marked(pid: str, mark: bytes) -> bool:
+    """By its environment; a QEMU that libvirt only questions has none, but names the run's root."""
+    root = os.fsencode(runtime_root() / os.fsdecode(mark.partition(b"=")[2])) + b"/libvirt-"
     try:
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return True
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    return b"-pidfile" in words and any(word.startswith(root) for word in words)
 
 
 def _ancestry() -> set[int]:
