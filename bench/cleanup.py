@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import cgroup, cgroupfs, journal, scratch, tuning
+from bench import cgroup, cgroupfs, journal, loops, scratch, tuning
 from bench.cgroupfs import OURS
 from bench.context import RUN_VARIABLE, runtime_root
 from bench.errors import BadInput, HostCannot, HvctError, oserror
 
 TAG = re.compile(r"[a-z0-9]{1,8}")
 MNT_DETACH = 2
-LOOP_CLR_FD = 0x4C01
 DAEMON_DEADLINE_S = 3.0  # for libvirtd to answer
 OWNER_DEADLINE_S = 3.0  # how long a killed harness may take to become a zombie
 DRAFT_AGE_S = 86400.0
@@ -282,10 +281,10 @@ def _free_loops(tag: str, record: journal.Journal | None, dry_run: bool) -> list
     if record and record.cache_dir and not others:
         roots.append(Path(record.cache_dir))
     done = []
-    for device, backing in loop_devices():
+    for device, backing in loops.in_use():
         if any(backing.is_relative_to(root) for root in roots):
             if not dry_run:
-                _clear_loop(device)
+                loops.detach(device)
             done.append(f"{device} ({backing.name}) detached")
     return done
 
@@ -297,26 +296,6 @@ def _remove_scratch_files(tag: str, record: journal.Journal | None, dry_run: boo
             path.unlink(missing_ok=True)
         done.append(f"scratch disk {path.name} removed")
     return done
-
-
-def loop_devices() -> Iterator[tuple[Path, Path]]:
-    """Every loop device in use, with its backing file."""
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            backing = entry.read_text().rstrip("\n").removesuffix(" (deleted)")
-            yield Path("/dev") / entry.parent.parent.name, Path(backing)
-
-
-def _clear_loop(device: Path) -> None:
-    try:
-        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        with contextlib.suppress(OSError):  # detached meanwhile
-            fcntl.ioctl(descriptor, LOOP_CLR_FD)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_runtime_dir(tag: str, record: journal.Journal | None, dry_run: bool) -> list[str]:

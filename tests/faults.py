@@ -18,7 +18,7 @@ from typing import Any
 
 import jsonschema
 
-from bench import cleanup, journal, scratch
+from bench import journal, loops, scratch
 from bench.cache import cache_dir
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, runtime_root
@@ -227,7 +227,7 @@ def traces() -> dict[str, str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if match := re.match(rf"{runtime_root()}/(r[0-9a-f]{{4}})\b", line.split(" ")[4]):
             found[f"mount {line.split(' ')[4]}"] = match[1]
-    for device, file in cleanup.loop_devices():
+    for device, file in loops.in_use():
         if "hvct" in file.parts:
             own = re.match(r"(r[0-9a-f]{4})-", file.name)
             found[f"loop device {device} on {file}"] = own[1] if own else ""

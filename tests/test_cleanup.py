@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cache, cgroup, cgroupfs, cleanup, journal, network
+from bench import cache, cgroup, cgroupfs, cleanup, journal, loops, network
 from bench.context import runtime_root
 from bench.errors import BadInput, HostCannot
 
@@ -83,7 +83,7 @@ class Left:
         seen = [path for path in tops if os.path.exists(path)]
         seen += network.links_of(self.tag)
         seen += [point for point in cleanup._mounts_below(runtime_root() / self.tag)]
-        seen += [str(dev) for dev, file in cleanup.loop_devices() if self.tag in file.parts]
+        seen += [str(dev) for dev, file in loops.in_use() if self.tag in file.parts]
         seen += [str(path) for path in runtime_root().glob(f"*{self.tag}*")]
         seen += [f"process {pid}" for pid in (self.member, self.marked) if _runs(pid)]
         return seen

@@ -14,7 +14,7 @@ from pathlib import Path
 import faults
 import pytest
 
-from bench import arms, cleanup, registry, scratch
+from bench import arms, cleanup, loops, registry, scratch
 from bench.backend import Backend
 from bench.cache import cache_dir
 from bench.context import RunContext
@@ -66,9 +66,9 @@ def soon(seconds: float = 60.0) -> int:
     return time.monotonic_ns() + int(seconds * 1e9)
 
 
-def loops() -> list[str]:
+def scratch_loops() -> list[str]:
     """Scratch files behind loop devices."""
-    return [file.name for _, file in cleanup.loop_devices() if scratch.FOLDER in file.parts]
+    return [file.name for _, file in loops.in_use() if scratch.FOLDER in file.parts]
 
 
 SEEN: dict[str, list[str]] = {}
@@ -90,7 +90,7 @@ def test_every_arm_has_the_same_disk(arm: str, context: RunContext, busybox: Ima
             status = path.stat()
             assert status.st_size == 64 * MIB <= status.st_blocks * 512, "not fully written"
             assert not scratch.abandoned(path)
-        assert not path.exists() and spec.id not in loops()
+        assert not path.exists() and spec.id not in scratch_loops()
         assert instance.disk() is None
         assert "sectors of 4096" in str(instance.describe()["scratch_disk"])
     lines = instance.stdout.decode().splitlines()
@@ -135,7 +135,7 @@ def test_a_failed_launch_leaves_no_disk(context: RunContext, busybox: Image) -> 
     tiny = replace(DISK, memory_bytes=4096)
     with ContainerBackend(context) as backend, pytest.raises(LaunchFailed):
         backend.launch(spec_of(context, busybox, "true", limits=tiny))
-    assert [name for name in loops() if name.startswith(context.tag)] == []
+    assert [name for name in scratch_loops() if name.startswith(context.tag)] == []
     assert [path for tag, path in scratch.files(cache_dir()) if tag == context.tag] == []
 
 
@@ -162,7 +162,7 @@ def test_a_killed_run_leaves_no_disk(helpers_too: bool, tmp_path: Path) -> None:
     run = faults.Harness(
         "compare", "--wait", "--no-report", "--plan", plan, "--output", tmp_path / "run"
     )
-    run.until(lambda: bool(run.tag) and any(name.startswith(run.tag) for name in loops()))
+    run.until(lambda: bool(run.tag) and any(name.startswith(run.tag) for name in scratch_loops()))
     tag = run.tag
     run.until(lambda: any("hvct-agent" in line for line in run.processes().values()))
     helpers = [pid for pid, line in run.processes().items() if "launcher-" in line]
