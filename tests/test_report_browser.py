@@ -264,6 +264,51 @@ def test_pointing_at_a_mark_says_its_value(page: webdriver.Chrome, run: dict[str
     assert not shown.is_displayed()
 
 
+def test_keys_go_from_mark_to_mark(page: webdriver.Chrome, run: dict[str, Any]) -> None:
+    """Each chart is one stop of Tab; arrow keys say there what pointing at the marks says."""
+    figures = page.find_elements(By.CSS_SELECTOR, "figure:has([data-tip])")
+    assert figures
+    for figure in figures:
+        assert len(figure.find_elements(By.CSS_SELECTOR, "[tabindex='0']")) == 1
+    chart = page.find_element(By.CSS_SELECTOR, "#start-up figure [tabindex='0']")
+    assert chart.accessible_name
+    shown = page.find_element(By.CSS_SELECTOR, ".tip[role=status]")
+
+    def marks() -> list[str]:
+        found = chart.find_elements(By.CSS_SELECTOR, "[data-tip]")
+        return [str(one.get_attribute("data-tip")) for one in found if one.is_displayed()]
+
+    def press(*keys: str) -> str:
+        webdriver.ActionChains(page).send_keys(*keys).perform()
+        return shown.text
+
+    every = marks()
+    page.execute_script("arguments[0].focus({focusVisible: true})", chart)
+    assert "next mark" in shown.text
+    walked = [press(Keys.ARROW_RIGHT) for _ in every]
+    assert walked == every, "each in its turn"
+    at = page.find_element(By.CSS_SELECTOR, ".at")
+    assert (
+        at.get_attribute("data-tip") == every[-1]
+        and at.value_of_css_property("outline-style") == "solid"
+    )
+    assert press(Keys.ARROW_RIGHT) == every[-1] == press(Keys.END)
+    assert press(Keys.ARROW_LEFT) == every[-2]
+    assert press(Keys.HOME) == every[0]
+    names = [tip.partition(":")[0] for tip in every]
+    place = next(n for n, name in enumerate(names) if name != names[0])
+    assert press(Keys.ARROW_DOWN) == every[place], "the first mark of the next series"
+    assert press(Keys.ARROW_UP) == every[0]
+    vm = [arm["name"] for arm in run["arms"]].index("vm")
+    page.find_element(By.CSS_SELECTOR, f"input[data-arm='{vm}']").send_keys(Keys.SPACE)
+    left = marks()
+    assert 0 < len(left) < len(every)
+    page.execute_script("arguments[0].focus({focusVisible: true})", chart)
+    assert press(Keys.END) == left[-1], "none of an arm that is not shown"
+    assert press(Keys.TAB) != left[-1] and page.switch_to.active_element != chart
+    assert not page.find_elements(By.CSS_SELECTOR, ".at")
+
+
 def test_a_figure_leads_to_its_samples(page: webdriver.Chrome, files: dict[str, Path]) -> None:
     """From a cell to the appendix, from there to the lines of samples.csv with those values."""
     with files["csv"].open(newline="") as handle:
