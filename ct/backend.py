@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from bench import scratch
-from bench.agent.build import agent_path, build_static
+from bench.agent.build import agent_path
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.agent.session import AgentSession
@@ -40,6 +40,7 @@ from bench.model import (
 from ct import network, rootfs, security, steps
 from ct.groups import limits_of, new_cgroup
 from ct.instance import LauncherInstance
+from ct.launcher.build import launcher_path
 from ct.pending import Pending, Place, facts
 from ct.rootfs import Lower
 from ct.scratch import LoopDisk, attached, scratch_steps
@@ -57,11 +58,6 @@ CLONE_NEWNET = 0x40000000
 LAUNCHERS = 8  # that share what is launched at once; each waits while the kernel makes one
 IDENTITY_MAP = "0 0 65536"  # files keep their owners; what goes is power over the host
 HOST_LOOPBACK = "127.0.0.1"
-
-
-def launcher_path() -> Path:
-    """The launcher, compiled on first use."""
-    return build_static("launcher", [Path(__file__).parent / "launcher.c"])
 
 
 @dataclass(frozen=True)

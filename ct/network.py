@@ -16,7 +16,7 @@ from bench.model import Address, InstanceSpec, NetworkMode
 from ct import steps
 from ct.steps import Step
 
-NETNS_FD = 4  # ct/launcher.c puts the instance's namespace there for this message
+NETNS_FD = 4  # ct/launcher/steps.c puts the instance's namespace there for this message
 INTERFACE = "eth0"
 
 

@@ -1,4 +1,4 @@
-"""Steps: what the launcher is to do, as values; ``ct/launcher.c`` executes them in order.
+"""Steps: what the launcher is to do, as values; ``ct/launcher`` executes them in order.
 
 Before `pivot` relative paths are below the run's directory. After it absolute paths are
 the instance's and relative ones the host's, until `detach`.

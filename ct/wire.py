@@ -22,7 +22,7 @@ from bench.record import decode, encode
 from ct.steps import Step
 
 ANSWER_TIMEOUT_S = 20.0
-RECORD_BYTES = 1 << 18  # as in launcher.c
+RECORD_BYTES = 1 << 18  # as in launcher/launcher.h
 LOG_NAME = "ct-launcher.log"
 
 

@@ -17,7 +17,8 @@ from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec, NetworkMode
-from ct.backend import ContainerBackend, LauncherBackend, launcher_path
+from ct.backend import ContainerBackend, LauncherBackend
+from ct.launcher.build import launcher_path
 from ct.process import ProcessBackend
 from ct.steps import Step
 from ct.worker import Worker

@@ -25,7 +25,7 @@ from bench.command import run
 from bench.context import RunContext
 from bench.image.erofs import make_volume
 from bench.model import Event, Image, InstanceSpec, Limits, MemoryBasis, OutputMode
-from ct.backend import launcher_path
+from ct.launcher.build import launcher_path
 from hv.backend import VmBackend
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,1 @@
+"""The launcher: a small C program that makes each container's process (see ``main.c``)."""
