@@ -21,7 +21,7 @@ from pathlib import Path
 import faults
 from daemon import Daemon, libvirtd
 
-HELPER_S = 90.0  # for a run that lost a helper to come to its end
+HELPER_S = 90.0  # without one more trial: it hangs, however slow the host is
 ENDED_S = 60.0  # for one that was told to end, on a busy host
 TRIAL_S = 120.0
 
@@ -225,7 +225,8 @@ class Play:
                 return
             struck = self.await_moment(run, blow, already) and self.act(run, blow)
             self.log.note(blow.fault, struck)
-            done = run.end(HELPER_S if not struck or blow.fault not in ENDS else ENDED_S)
+            goes_on = not struck or blow.fault not in ENDS
+            done = run.end_by_itself(self.directory, HELPER_S) if goes_on else run.end(ENDED_S)
         finally:
             run.kill()
             run.end()
@@ -299,7 +300,7 @@ class Play:
 
     def cache_full(self, run: faults.Harness) -> None:
         """It says that the disk is full, or is lucky; then there is room."""
-        done = run.end(HELPER_S)
+        done = run.end_by_itself(self.directory, HELPER_S)
         full = done.code == 3
         assert full or done.code == 0, done
         if full:

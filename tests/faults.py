@@ -152,6 +152,15 @@ class Harness:
         """SIGKILL to the harness alone."""
         self.process.kill()
 
+    def end_by_itself(self, directory: Path, patience_s: float) -> Done:
+        """Wait for its end; a run that gets no trial further for so long hangs, and is killed."""
+        seen, since = -1, time.monotonic()
+        while self.process.poll() is None and time.monotonic() - since < patience_s:
+            if (count := len(trials(directory))) != seen:
+                seen, since = count, time.monotonic()
+            time.sleep(0.2)
+        return self.end(5.0)
+
     def end(self, seconds: float = 60.0) -> Done:
         """Wait for its end (killing it where that does not come); output and errors are one.
 
