@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -24,6 +25,7 @@ from bench.context import RunContext, runtime_root
 from bench.errors import HostCannot, HvctError, oserror
 
 FORMAT = 1
+TAG = re.compile("r[0-9a-f]{4}")
 
 CLEANUP_CODE = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "

@@ -44,13 +44,14 @@ class StepFailed(LaunchFailed):
 
     def __init__(self, name: str, errno: int, step: Step | None) -> None:
         self.name, self.errno, self.reason = name, errno, os.strerror(errno)
-        what = step.describe() if step else name
+        said = f"the launcher failed at {step.describe() if step else name}: {self.reason}"
         hint = _HINTS.get(name, "")
         if errno in (ENOMEM, E2BIG):  # charged to the instance, whatever the step; exec says E2BIG
-            hint = "give the instance a larger memory limit"
+            said = f"the instance was out of memory before its workload began, at {name}"
+            hint = "give it a larger memory limit"
         if name in ("mount", "write") and errno in (ELOOP, EXDEV):
             hint = LINK
-        super().__init__(f"the launcher failed at {what}: {self.reason}", hint)
+        super().__init__(said, hint)
 
 
 _HINTS = {

@@ -16,6 +16,7 @@ from hashlib import sha256
 from bench.cache import cache_dir, lock, workspace
 from bench.errors import Refused
 from bench.model import InstanceSpec, MemoryBasis
+from bench.numbers import quantity
 from hv.domain import DEFAULT_RAM_BYTES
 
 MIB = 1 << 20
@@ -67,7 +68,7 @@ def check(spec: InstanceSpec) -> None:
     least = least_limit(spec.limits.memory_basis)
     if limit < least:
         raise Refused(
-            f"a VM does not boot with {limit / MIB:.0f} MiB of memory",
+            f"a VM does not boot with {quantity(limit, 'bytes')} of memory",
             f"give it at least {-(-least // MIB)} MiB",
         )
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

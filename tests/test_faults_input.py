@@ -116,6 +116,10 @@ WRONG_COMMANDS = {
     "not executable": ("run busybox -- /etc/passwd", 126, ("not executable", "permission")),
     "a folder": ("run --arm process busybox -- /etc", 126, ("not executable", "permission")),
     "hardly any memory": ("run --memory 64KiB busybox -- true", 1, ("[Mm]emory", "larger")),
+    "a memory limit that nothing starts in": (
+        "run --memory 1KiB busybox -- true", 1, ("out of memory before its workload", "larger"),
+    ),
+    "a VM of 1 KiB": ("run --arm vm --memory 1KiB busybox -- true", 3, ("with 1 KiB", "at least")),
     "VM on the host's network": (
         "run --arm vm --network host busybox -- true", 3, ("network", "none or bridge"),
     ),
@@ -130,6 +134,7 @@ WRONG_COMMANDS = {
     "unknown image to inspect": ("image inspect nope", 2, ("no image 'nope'", "import")),
     "no archive": ("image import /nope", 2, ("does not exist", "path")),
     "no tag": ("clean ../x", 2, ("not the tag", "hvct clean")),
+    "no tag of ours": ("clean bogus", 2, ("'bogus' is not the tag", "hvct clean --dry-run")),
 }  # fmt: skip
 
 

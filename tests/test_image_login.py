@@ -60,6 +60,7 @@ def test_certificate_password_and_login(image: Command, registry: Registry) -> N
 
     refused = image("push", "busybox", there)
     assert refused.code == 2 and "certificate" in refused.err and "--cert-dir" in refused.err
+    assert "image pull" not in refused.err, "what is told is for the command that was given"
     refused = image("push", "busybox", there, ca)
     assert refused.code == 2 and f"hvct image login {registry.host}" in refused.err
     refused = image("push", "busybox", there, ca, *once, said="wrong\n")
@@ -103,6 +104,10 @@ def test_run_and_compare_take_what_was_pulled(image: Command, registry: Registry
     def said(*words: str) -> faults.Done:
         return faults.hvct(*words, env={**image.env, "HVCT_DEBUG": ""})
 
+    away = ("image", "push", "busybox", "127.0.0.1:9/team/app")
+    said(*away).says(
+        3, "127.0.0.1:9 cannot be reached: connection refused", "name of the registry$"
+    )
     said(*run).says(2, "certificate", f"hvct image pull {there} --cert-dir FOLDER")
     assert image("pull", there, ca).code == 0
     done = said(*run)

@@ -132,7 +132,10 @@ CANNOT = {
     "a bridge": ("run --network bridge busybox", "a bridge needs root", "sudo"),
     "the measured container": ("run --arm container busybox", "needs root", "rootless"),
     "a bare process": ("run --arm process busybox", "needs root", "rootless"),
-    "a comparison": ("compare hello", "needs root", "sudo"),
+    "a comparison": ("compare hello", "measuring needs root", "sudo"),
+    "cleaning": ("clean", "undoing what runs left needs root .their cgroups", "sudo"),
+    "other settings": ("tune apply", "changing settings of the host needs root", "sudo"),
+    "the old settings": ("tune reset", "restoring settings of the host needs root", "sudo"),
 }
 
 

@@ -32,18 +32,22 @@ exec chroot . /bin/sh -c 'cd "$1" && shift && exec "$@"' hvct "$folder" "$@"
 """
 
 
-def need_root() -> None:
+def need_root(what: str = "measuring", why: str = "namespaces, cgroups, a bridge") -> None:
     """Namespaces, cgroups and the bridge need root, and a root directory that is a mount.
 
     In a plain chroot ``/`` is no mount point, and neither pivot_root(2) nor private
     propagation is to be had. Then this program starts anew in a mount namespace of its
     own whose ``/`` is the same directory, mounted.
 
+    Args:
+        what: what cannot be done without.
+        why: what of it is root's alone.
+
     Raises:
         HostCannot: we are somebody else, or there is no way to such a root.
     """
     if os.geteuid() != 0:
-        raise HostCannot("measuring needs root (namespaces, cgroups, a bridge)", "run it with sudo")
+        raise HostCannot(f"{what} needs root ({why})", "run it with sudo")
     if root_is_mounted():
         return
     unshare = shutil.which("unshare")

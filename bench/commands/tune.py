@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         changes = wanted(settings.survey(Tree(), cpus, chosen), named=options.only is not None)
         return say(options, changes, "would be changed", cpus)
-    need_root()
+    need_root("changing settings of the host", "files in /proc and /sys, IRQs")
     clean_dead()
     changes = wanted(settings.survey(Tree(), cpus, chosen), named=options.only is not None)
     made = tuning.apply(changes, cpus.measured, keep=True) if changes else []
@@ -133,7 +133,7 @@ def reset(options: argparse.Namespace) -> int:
     if options.dry_run:
         record = tuning.read()
         return say(options, record.changes if record else (), "would be restored")
-    need_root()
+    need_root("restoring settings of the host", "files in /proc and /sys, IRQs")
     done = tuning.reset()
     if options.json:
         print(json.dumps({"done": done}, indent=1))

@@ -122,8 +122,12 @@ def skopeo(
     *,
     timeout_s: float = 120,
     input_bytes: bytes | None = None,
+    action: str = "pull",
 ) -> bytes:
     """Run skopeo; what it says of the registry becomes one line and what to do.
+
+    Args:
+        action: of ``hvct image``, for what to do.
 
     Raises:
         Unreachable: the registry does not answer.
@@ -135,24 +139,24 @@ def skopeo(
     except HostCannot:
         raise
     except HvctError as error:
-        raise _explained(error.message, reference) from error
+        raise _explained(error.message, reference, action) from error
 
 
-def _explained(said: str, reference: Reference) -> HvctError:
+def _explained(said: str, reference: Reference, action: str) -> HvctError:
     found = re.findall(r'msg="((?:[^"\\]|\\.)*)"', said) or [said]
     reason = str(found[-1]).replace('\\"', '"')
     host = reference.domain
     name = reference.full if reference.path else host
     # An image may be called anything, and a digest may hold any number.
     words = re.sub(rf"{re.escape(reference.repository)}\S*|sha256:[0-9a-f]+", "", reason)
+    # hvct compare pulls by itself and has none of these options: that pull is told whole.
+    line = f"hvct image pull {name}" if action == "pull" else f"hvct image {action} with"
     if "HTTP response to HTTPS client" in words:
-        return BadInput(
-            f"{host} speaks plain HTTP", f"allow that: hvct image pull {name} --tls-verify=false"
-        )
+        return BadInput(f"{host} speaks plain HTTP", f"allow that: {line} --tls-verify=false")
     if re.search(r"x509|certificate", words):
         return BadInput(
             f"the certificate of {host} is not trusted: {reason.rpartition(': ')[2]}",
-            f"with its CA in a folder as ca.crt: hvct image pull {name} --cert-dir FOLDER",
+            f"with its CA in a folder as ca.crt: {line} --cert-dir FOLDER",
         )
     if REFUSED.search(words):
         return BadInput(
@@ -162,11 +166,12 @@ def _explained(said: str, reference: Reference) -> HvctError:
     if re.search(r"(manifest|name|blob) unknown|not found", words, re.IGNORECASE):
         return BadInput(f"{host} has no image {name}", "check its name and tag")
     if "toomanyrequests" in words:
-        return Unreachable(f"{host} allows no more pulls for now", "wait, or log in to it")
+        return Unreachable(f"{host} allows no more {action} for now", "wait, or log in to it")
     if UNREACHABLE.search(words):
+        instead = "import the image from an archive: hvct image import --help"
         return Unreachable(
             f"{host} cannot be reached: {reason.rpartition(': ')[2]}",
-            "check the network, or import the image from an archive: hvct image import --help",
+            f"check the network, or {instead if action == 'pull' else 'the name of the registry'}",
         )
     return BadInput(f"{name}: {reason}", "HVCT_DEBUG=1 shows what was tried")
 
@@ -323,7 +328,12 @@ def login(registry: str, access: Access) -> None:
     words += [] if access.tls_verify else ["--tls-verify=false"]
     words += [] if access.cert_dir is None else [f"--cert-dir={access.cert_dir}"]
     words += [] if access.authfile is None else [f"--authfile={access.authfile}"]
-    skopeo([*words, registry], _registry(registry), input_bytes=access.password.encode())
+    skopeo(
+        [*words, registry],
+        _registry(registry),
+        input_bytes=access.password.encode(),
+        action="login",
+    )
 
 
 def logout(registry: str, access: Access) -> None:
@@ -333,7 +343,7 @@ def logout(registry: str, access: Access) -> None:
         BadInput: there is none.
     """
     words = [] if access.authfile is None else [f"--authfile={access.authfile}"]
-    skopeo(["logout", *words, registry], _registry(registry))
+    skopeo(["logout", *words, registry], _registry(registry), action="logout")
 
 
 def _registry(name: str) -> Reference:
@@ -362,5 +372,6 @@ def push(layout: Path, reference: Reference, access: Access, space: Path) -> str
             ),
             reference,
             timeout_s=TIMEOUT_S,
+            action="push",
         )
     return told.read_text().strip()
