@@ -180,8 +180,7 @@ class Campaign:
         receipts: list[dict[str, Any]] = []
         known = {(item["arm"], item["workload"]): item["receipt"] for item in self.run["receipts"]}
         descriptions = dict(self.run.get("descriptions", {}))
-        # The arm that starts quickest lists the files, for all.
-        arms = sorted(self.plan.arms, key=lambda arm: ARMS[arm].guest)
+        arms = self.receipt_arms()
         for workload in self.plan.workloads:
             libraries: list[str] | None = None
             for arm in arms:
@@ -211,6 +210,10 @@ class Campaign:
         self.run["receipts"] = store.jsonable(receipts)
         self.run["descriptions"] = store.jsonable(descriptions)
         self.run_store.write_run(self.run)
+
+    def receipt_arms(self) -> list[str]:
+        """Arms that give receipts: first the one that starts quickest, which lists the files."""
+        return sorted(self.plan.arms, key=lambda arm: ARMS[arm].guest)
 
     def make_spec(
         self, workload: Workload, receipt: ReceiptLevel = ReceiptLevel.CHEAP
