@@ -19,8 +19,10 @@ from engine import Engine, missing, private_engine
 from bench.agent import build
 from bench.agent.session import AgentSession, run_record
 from bench.command import run
+from bench.context import RunContext
 from bench.errors import HostCannot
 from bench.image import store
+from bench.journal import open_run
 from bench.model import Image, ImageConfig, InstanceSpec
 
 pytest.register_assert_rewrite("chaos", "faults")  # they say what was not so
@@ -51,6 +53,16 @@ def busybox() -> Image:
 def default_image() -> Image:
     """The image with the workloads' programs; building it takes half a minute, once."""
     return _prepared("default")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
+    """A journaled run with a bridge, which leaves nothing."""
+    import faults  # not before it is registered, above
+
+    folder = tmp_path_factory.mktemp("run")
+    with faults.nothing_left(), open_run(folder, network=True) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

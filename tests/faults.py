@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from bench import journal, loops, scratch
 from bench.cache import cache_dir
 from bench.cgroupfs import layout
@@ -339,6 +337,8 @@ def assert_complete(directory: Path, blocks_cut: int) -> None:
     The report keeps to its schema and counts every stored trial: as one that was used, or as
     one of a block that was cut short.
     """
+    import jsonschema
+
     from reports import report, schema
 
     found = trials(directory)

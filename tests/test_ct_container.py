@@ -12,28 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from launching import ENV, make, soon
 
 from bench.agent.confinement import CAPABILITY_MASK
 from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed
-from bench.journal import open_run
-from bench.model import Event, Ids, Image, InstanceSpec, Limits, NetworkMode, OutputMode, Security
+from bench.model import Event, Ids, Image, Limits, NetworkMode, OutputMode, Security
 from bench.pagecache import resident_fraction
 from ct.backend import ContainerBackend
 from ct.instance import LauncherInstance
 
 pytestmark = pytest.mark.root
 NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup")
-ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),)
 
 Run = Callable[..., LauncherInstance]
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
-    """A journaled run with a bridge."""
-    with open_run(tmp_path_factory.mktemp("run"), network=True) as run:
-        yield run
 
 
 @pytest.fixture(scope="module", params=["plain", "user"])
@@ -41,24 +33,6 @@ def backend(request: pytest.FixtureRequest, context: RunContext) -> Iterator[Con
     """The arm, without and with a user namespace."""
     with ContainerBackend(context, user=request.param == "user") as arm:
         yield arm
-
-
-NUMBERS = iter(range(1, 100000))
-
-
-def make(context: RunContext, busybox: Image, *argv: str, **changes: object) -> InstanceSpec:
-    """A specification; `bridge=True` gives it an address."""
-    number = next(NUMBERS)
-    if changes.pop("bridge", False):
-        assert context.network is not None
-        changes |= {"network": NetworkMode.BRIDGE, "address": context.network.address(number)}
-    changes = {"env": ENV, "image": busybox} | changes
-    return InstanceSpec(context.instance(number), argv=argv, **changes)  # type: ignore[arg-type]
-
-
-def soon(seconds: float = 10.0) -> int:
-    """A deadline."""
-    return time.monotonic_ns() + int(seconds * 1e9)
 
 
 @pytest.fixture

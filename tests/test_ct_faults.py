@@ -7,16 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+import faults
 import pytest
+from launching import make, soon, until
 
 from bench.cgroupfs import layout
-from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec, NetworkMode
+from bench.model import Event, Image
 from ct.backend import ContainerBackend, LauncherBackend
 from ct.launcher.build import launcher_path
 from ct.process import ProcessBackend
@@ -24,37 +24,7 @@ from ct.steps import Step
 from ct.worker import Worker
 
 pytestmark = pytest.mark.root
-ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),)
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-
-def soon(seconds: float = 10.0) -> int:
-    """A deadline."""
-    return time.monotonic_ns() + int(seconds * 1e9)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def marked(tag: str) -> list[int]:
-    """Processes that carry the run's mark (zombies have none)."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                environment = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if f"{RUN_VARIABLE}={tag}".encode() in environment:
-                found.append(int(entry))
-    return found
 
 
 def groups(tag: str) -> list[str]:
@@ -74,13 +44,6 @@ def mounts(tag: str) -> list[str]:
     return [line for line in text.splitlines() if f"/{tag}/" in line]
 
 
-def make(
-    context: RunContext, image: Image, number: int, *argv: str, **more: object
-) -> InstanceSpec:
-    """A specification."""
-    return InstanceSpec(context.instance(number), image, argv, env=ENV, **more)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("arm", [ContainerBackend, ProcessBackend])
 def test_two_hundred_launches_leak_nothing(
     arm: type[LauncherBackend], busybox: Image, tmp_path: Path
@@ -89,10 +52,8 @@ def test_two_hundred_launches_leak_nothing(
     with open_run(tmp_path, network=True) as context, arm(context) as backend:
         counts = []
         for number in range(200):
-            more: dict[str, object] = {}
-            if number % 10 == 0 and context.network is not None:
-                more = {"network": NetworkMode.BRIDGE, "address": context.network.address(number)}
-            with backend.launch(make(context, busybox, number, "true", **more)) as instance:
+            bridge = number % 10 == 0
+            with backend.launch(make(context, busybox, "true", bridge=bridge)) as instance:
                 assert instance.wait(Event.EXITED, soon())
             assert instance.wait_network_released(soon())
             if number in (20, 199):
@@ -109,7 +70,7 @@ def test_two_hundred_launches_leak_nothing(
         assert counts[1][3] == 0
         assert not groups(context.tag)
         tag = context.tag
-    assert not marked(tag)
+    assert not faults.marked(tag)
 
 
 @pytest.mark.parametrize("arm", [ContainerBackend, ProcessBackend])
@@ -118,15 +79,15 @@ def test_a_killed_launcher_is_said_and_replaced(
 ) -> None:
     """SIGKILL to the launcher: instances die, that is said, and the next launch has a new one."""
     with open_run(tmp_path) as context, arm(context) as backend:
-        with backend.launch(make(context, busybox, 1, "sh", "-c", "sleep 300 & sleep 300")) as one:
+        with backend.launch(make(context, busybox, "sh", "-c", "sleep 300 & sleep 300")) as one:
             assert one.wait(Event.STARTED, soon())
             os.kill(backend.worker.pid, signal.SIGKILL)
             with pytest.raises(LaunchFailed) as caught:
                 one.wait(Event.EXITED, soon())
             assert "launcher" in caught.value.message and caught.value.hint
         assert not groups(context.tag)
-        assert until(lambda: not marked(context.tag))
-        with backend.launch(make(context, busybox, 2, "echo", "again")) as two:
+        assert until(lambda: not faults.marked(context.tag))
+        with backend.launch(make(context, busybox, "echo", "again")) as two:
             assert two.wait(Event.EXITED, soon())
             assert two.stdout == b"again\n"
 
@@ -176,7 +137,7 @@ def test_a_killed_harness_leaves_nothing(after_s: float, tmp_path: Path) -> None
         assert harness.stdout.readline().strip()  # the first two instances are there
         time.sleep(after_s)
         harness.kill()
-    assert until(lambda: not marked(tag)), marked(tag)
+    assert until(lambda: not faults.marked(tag)), faults.marked(tag)
     assert until(lambda: not groups(tag)), groups(tag)
     assert not mounts(tag)
     assert until(lambda: not [name for name in os.listdir("/sys/class/net") if tag in name])

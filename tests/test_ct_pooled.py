@@ -7,19 +7,17 @@ import dataclasses
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import faults
 import pytest
+from launching import make, soon, until
 
 from bench import arms, registry
 from bench.context import RunContext
 from bench.errors import Refused
 from bench.identity import FieldClass, differences
-from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec, NetworkMode, Security
+from bench.model import Event, Image, NetworkMode, Security
 from ct import steps
 from ct.backend import CLONE_NEWNET, ContainerBackend
 from ct.pooled import MAKE, PooledBackend
@@ -27,15 +25,6 @@ from ct.steps import Step
 from ct.wire import StepFailed
 
 pytestmark = pytest.mark.root
-ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),)
-NUMBERS = iter(range(1, 100000))
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
-    """A journaled run with a bridge."""
-    with faults.nothing_left(), open_run(tmp_path_factory.mktemp("run"), network=True) as run:
-        yield run
 
 
 @pytest.fixture
@@ -44,30 +33,6 @@ def backend(context: RunContext) -> Iterator[PooledBackend]:
     with registry.make(arms.ARMS["container:pooled"], context) as arm:
         assert isinstance(arm, PooledBackend)
         yield arm
-
-
-def soon(seconds: float = 10.0) -> int:
-    """A deadline."""
-    return time.monotonic_ns() + int(seconds * 1e9)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def make(context: RunContext, busybox: Image, *argv: str, **changes: object) -> InstanceSpec:
-    """A specification; `bridge=True` gives it an address."""
-    number = next(NUMBERS)
-    if changes.pop("bridge", False):
-        assert context.network is not None
-        changes |= {"network": NetworkMode.BRIDGE, "address": context.network.address(number)}
-    return InstanceSpec(context.instance(number), busybox, argv, env=ENV, **changes)  # type: ignore[arg-type]
 
 
 def namespace(pid: int | str) -> str:

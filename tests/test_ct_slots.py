@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faults
 import pytest
+from launching import make, soon, until
 
 from bench import arms, registry
 from bench.agent.session import AgentSession
@@ -23,8 +24,7 @@ from bench.cgroupfs import version as cgroup_version
 from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed, Refused
 from bench.identity import FieldClass, differences
-from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec, Limits, Security
+from bench.model import Event, Image, Limits, Security
 from ct.backend import ContainerBackend
 from ct.slots import PARKED, SlotBackend
 from ct.wire import LaunchRequest, StepFailed
@@ -35,16 +35,7 @@ pytestmark = [
         os.geteuid() != 0 or cgroup_version() != 1, reason="on cgroup v2 nothing is parked"
     ),
 ]
-ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),)
-NUMBERS = iter(range(1, 100000))
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
-    """A journaled run."""
-    with faults.nothing_left(), open_run(tmp_path_factory.mktemp("run")) as run:
-        yield run
 
 
 @pytest.fixture
@@ -53,27 +44,6 @@ def backend(context: RunContext) -> Iterator[SlotBackend]:
     with registry.make(arms.ARMS["container:slot"], context) as arm:
         assert isinstance(arm, SlotBackend)
         yield arm
-
-
-def soon(seconds: float = 10.0) -> int:
-    """A deadline."""
-    return time.monotonic_ns() + int(seconds * 1e9)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def make(context: RunContext, busybox: Image, *argv: str, **changes: object) -> InstanceSpec:
-    """A specification."""
-    id = context.instance(next(NUMBERS))
-    return InstanceSpec(id, busybox, argv, env=ENV, **changes)  # type: ignore[arg-type]
 
 
 def groups(tag: str) -> list[str]:
