@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from launching import until
 
 from bench import cache, cgroup, cgroupfs, cleanup, journal, loops, network
 from bench.context import runtime_root
 from bench.errors import BadInput, HostCannot
 
 pytestmark = pytest.mark.root
+
+QEMU = shutil.which(f"qemu-system-{os.uname().machine}") or ""
 
 # A run that has made one of everything, and then waits to be killed.
 RUN = """
@@ -104,10 +107,8 @@ def _runs(pid: int) -> bool:
     return journal.start_ticks(pid) >= 0
 
 
-def _await_gone(run: Left, seconds: float = 5.0) -> list[str]:
-    deadline = time.monotonic() + seconds
-    while run.traces() and time.monotonic() < deadline:
-        time.sleep(0.02)
+def _await_gone(run: Left) -> list[str]:
+    until(lambda: not run.traces())
     return run.traces()
 
 
@@ -194,6 +195,56 @@ def test_processes_are_known_by_their_mark_and_never_by_name(run_dir: Path) -> N
     finally:
         foreign.kill()
         assert foreign.wait() == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def questioned(tag: str) -> Iterator[int]:
+    """A QEMU as libvirt starts it to ask what it can do: with no environment; its process id."""
+    folder = runtime_root() / tag / "libvirt-1"
+    folder.mkdir()
+    pid_file = folder / "qmp.pid"
+    words = ["-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=tcg"]
+    monitor = f"unix:{folder}/qmp.monitor,server=on,wait=off"
+    subprocess.run(
+        [QEMU, *words, "-qmp", monitor, "-pidfile", pid_file, "-daemonize"], env={}, check=True
+    )
+    pid = int(pid_file.read_text())
+    handle = os.pidfd_open(pid)
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+
+
+@pytest.mark.skipif(not QEMU, reason="QEMU is not installed")
+def test_a_qemu_that_is_only_questioned_goes_with_its_run(run_dir: Path) -> None:
+    """It bears no mark: its own run's cleaner knows it by its pid file, and no other does.
+
+    Nor is whoever else has a file of that folder open killed.
+    """
+    with (
+        left(run_dir / "one") as run,
+        left(run_dir / "other") as other,
+        questioned(run.tag) as asked,
+        questioned(other.tag) as others,
+    ):
+        assert not Path(f"/proc/{asked}/environ").read_bytes().strip(b"\0")
+        log = runtime_root() / run.tag / "libvirt-1" / "log"
+        log.touch()
+        with subprocess.Popen(["tail", "-f", log], env={}) as reader:
+            try:
+                run.kill()
+                done = cleanup.clean(run.tag)
+                assert [line for line in done if line.startswith(f"process {asked} (qemu")]
+                assert until(lambda: not _runs(asked))
+                assert _runs(others) and reader.poll() is None
+            finally:
+                reader.kill()
+        other.kill()
+        cleanup.clean(other.tag)
+        assert until(lambda: not _runs(others))
 
 
 def test_two_cleaners_at_once_do_not_disturb_each_other(run_dir: Path) -> None:
