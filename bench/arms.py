@@ -40,8 +40,9 @@ ARMS: dict[str, Arm] = {
         Arm("vm:daemon", "vm", "virtual machine through a libvirtd of its own", {"daemon": True}),
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
         Arm("vm:restore", "vm", "virtual machine restored from one that was saved before its workload", {"restore": True}),
-        Arm("vm:balloon", "vm", "virtual machine with a balloon device that nobody inflates", {"balloon": "device"}),
+        Arm("vm:balloon", "vm", "virtual machine whose balloon is inflated once a peak is freed", {"balloon": "inflated"}),
         Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),
+        Arm("vm:balloon-freepage", "vm", "virtual machine with both: a balloon inflated after a peak, free pages reported", {"balloon": "both"}),
         Arm("container", "container", "native namespace container"),
         Arm("container:userns", "container", "native namespace container in a user namespace", {"user": True}),
         Arm("container:slot", "container", "native namespace container, born in a control group that waits for it", {"slot": True}),
@@ -81,7 +82,7 @@ def resolve(names: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(ARMS[name] for name in names)
 
 
-VARIANTS = {"vm:freepage": "vm", "vm:balloon": "vm"}
+VARIANTS = {"vm:freepage": "vm", "vm:balloon": "vm", "vm:balloon-freepage": "vm"}
 """Arms that are there to be set beside another than the baseline, where that one is present."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -175,6 +175,19 @@ class HasGuest(Protocol):
 
     def guest_memory_bytes(self) -> int | None:
         """Host memory behind the guest's RAM now; None where it cannot be told."""
+        ...
+
+
+@runtime_checkable
+class GivesBack(Protocol):
+    """An instance whose host may take memory back that lies idle in it."""
+
+    def give_back(self) -> Mapping[str, float]:
+        """Take it, by the arm's rule; what was done (``…_bytes``, ``took_s``), {} for nothing.
+
+        Raises:
+            LaunchFailed: the arm has such a rule, and it could not be followed.
+        """
         ...
 
 

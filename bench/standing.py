@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import host
 from bench import steps as step_file
-from bench.backend import HasGuest, Instance
+from bench.backend import GivesBack, HasGuest, Instance
 from bench.campaign import Campaign
 from bench.cgroupfs import read_text
 from bench.disturbances import run_time_s
@@ -173,6 +173,8 @@ class Standing(Campaign):
         instance = stack.enter_context(self.backends[arm].launch(self.make_spec(self.held)))
         stack.callback(_end, instance)
         await_ready(instance, self.held)
+        if self.held.elastic and isinstance(instance, GivesBack):
+            instance.give_back()
         return instance
 
     def _wait(self, standing: Sequence[Instance], seconds: float) -> None:

@@ -7,12 +7,12 @@ import gc
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import exchanges, metrics, output_metrics
-from bench.backend import Backend, Instance
+from bench.backend import Backend, GivesBack, Instance
 from bench.disturbances import Snapshot, between
 from bench.errors import HvctError, Refused
 from bench.host import mem_available_bytes
@@ -55,6 +55,7 @@ class _Readings:
     hold_s: float = 0.0
     round_trip_s: float | None = None
     memory_started: MemoryUsage | None = None
+    given_back: dict[str, float] = field(default_factory=dict)
 
 
 def run_trial(
@@ -197,9 +198,14 @@ def _live(
 
 
 def _hold(instance: Instance, workload: Workload, readings: _Readings) -> None:
-    """Leave it alone for a while: what is read then is an idle instance."""
+    """Leave it alone for a while: what is read then is an idle instance.
+
+    Of one that is elastic the host takes back what its peak has left, where the arm does that.
+    """
     readings.cpu_held = instance.cpu()
     began = time.monotonic()
+    if workload.elastic and isinstance(instance, GivesBack):
+        readings.given_back = dict(instance.give_back())
     while (left := workload.hold_s - (time.monotonic() - began)) > 0:
         instance.pump(left)
         if instance.exit is not None:
@@ -285,6 +291,8 @@ def _derive(trial: Trial, instance: Instance, workload: Workload, readings: _Rea
     before = readings.memory_started.current_bytes if readings.memory_started else None
     if before is not None and held is not None:
         samples.append(Sample("memory_kept", float(held) - before, "bytes"))
+    if readings.given_back:
+        trial.usage["balloon"] = {**readings.given_back}
     if readings.round_trip_s is not None:
         samples.append(Sample("network_round_trip", readings.round_trip_s, "s"))
     if readings.disk is not None:

@@ -324,6 +324,7 @@ class VmBackend:
                 plan.console,
                 resources.pop_all(),
                 facts,
+                reclaim=plan.balloon,
                 restored=restored,
             )
 

@@ -61,6 +61,8 @@ class DomainLink:
     status: int | None = None
     usage: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)  # the last answer about its disk
+    memory: dict[str, int] = field(default_factory=dict)  # the last answer about the guest's, bytes
+    refusal: str = ""  # why there was none
     saved_xml: str = ""  # of the file it has been saved to
     forgotten: bool = False
     lost: bool = False  # the worker died
@@ -107,6 +109,10 @@ class DomainLink:
             self.usage = {key: float(message[key]) for key in keys if key in message}
         elif event == "disk":
             self.counted = {key: int(value) for key, value in message.items() if key != "event"}
+        elif event in ("memory", "balloon"):
+            self.refusal = message.get("message", "")
+            told = {key: message[key] for key in ("actual", "usable") if key in message}
+            self.memory = {key: int(kib) * 1024 for key, kib in told.items()}
         elif event == "saved":
             self.saved_xml = message["xml"]
         elif event == "forgotten":
@@ -135,6 +141,36 @@ class DomainLink:
         if "flush_operations" not in found:
             return None
         return DiskUsage(found["flush_operations"], found["wr_bytes"], found["rd_bytes"])
+
+    def guest_memory(self, deadline_ns: int) -> tuple[int, int]:
+        """RAM that the guest has of its balloon, and what of it it calls available, in bytes.
+
+        Raises:
+            LaunchFailed: it does not say.
+        """
+        found = self._ask_memory(b"memory", deadline_ns, "does not say what memory it has")
+        return found["actual"], found["usable"]
+
+    def set_balloon(self, keep_bytes: int, deadline_ns: int) -> int:
+        """Have the guest's balloon leave it so much of its RAM; what it has then, in bytes.
+
+        It may be more than was asked, where the guest can give no more.
+
+        Raises:
+            LaunchFailed: there is no balloon, or no answer.
+        """
+        request = b"balloon %d" % (keep_bytes // 1024)
+        return self._ask_memory(request, deadline_ns, "keeps its memory")["actual"]
+
+    def _ask_memory(self, request: bytes, deadline_ns: int, failing: str) -> dict[str, int]:
+        self.memory, self.refusal = {}, ""
+        with contextlib.suppress(OSError):
+            self.wire.send(request)
+            self.await_that(lambda: bool(self.memory or self.refusal), deadline_ns)
+        if not self.memory:
+            reason = self.refusal or "no answer in time"
+            raise LaunchFailed(f"the virtual machine {failing}: {reason}", "run ./hvct doctor")
+        return self.memory
 
     def save(self, path: Path, deadline_ns: int) -> str:
         """Save the guest to a file, which ends QEMU; the XML that the file holds.

@@ -83,11 +83,22 @@ class Nic:
 
 
 class Balloon(StrEnum):
-    """Whether the guest has a way to give memory back to the host."""
+    """The ways in which a guest gives memory back to the host, through a virtio balloon device."""
 
-    NONE = "none"
-    DEVICE = "device"  # a virtio balloon, which nobody inflates
-    REPORTING = "reporting"  # and through it the guest reports its free pages
+    NONE = "none"  # no such device
+    INFLATED = "inflated"  # the host inflates it after a peak, by the rule of `hv.balloon`
+    REPORTING = "reporting"  # the guest reports its free pages; nobody inflates it
+    BOTH = "both"
+
+    @property
+    def inflates(self) -> bool:
+        """Whether the host takes memory by inflating it."""
+        return self in (Balloon.INFLATED, Balloon.BOTH)
+
+    @property
+    def reports(self) -> bool:
+        """Whether free page reporting is on."""
+        return self in (Balloon.REPORTING, Balloon.BOTH)
 
 
 @dataclass(frozen=True)
@@ -254,7 +265,9 @@ def _add_balloon(devices: ET.Element, plan: DomainPlan) -> None:
         _add(devices, "memballoon", model="none")
         return
     balloon = _add(devices, "memballoon", model="virtio")
-    if plan.balloon is Balloon.REPORTING:
+    if plan.balloon.inflates:
+        balloon.set("autodeflate", "on")  # a guest that is short takes back before it kills
+    if plan.balloon.reports:
         balloon.set("freePageReporting", "on")
     _place(balloon, plan, "balloon")
 

@@ -1,4 +1,7 @@
-"""One running virtual machine: the worker's word about QEMU, and the agent's channel."""
+"""One running virtual machine: the worker's word about QEMU, and the agent's channel.
+
+A few lines over 400: one class, which follows an instance from its request to its release.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ from bench.agent.session import AgentSession
 from bench.cgroup import Cgroup
 from bench.errors import LaunchFailed
 from bench.model import Accelerator, DiskUsage, Event, InstanceSpec, Timeline
+from hv import balloon
 from hv.connection import DomainLink
+from hv.domain import Balloon
 
 if TYPE_CHECKING:
     from bench.network import RunNetwork
 
 END_LIMIT_NS = 10_000_000_000
 COUNT_LIMIT_NS = 5_000_000_000  # for QEMU to say what it has counted
+BALLOON_LIMIT_NS = 30_000_000_000  # for the guest's driver to answer, or to take and give pages
 VERDICT_LIMIT_NS = 1_000_000_000  # from a channel's end until the worker says why
 ARRIVAL_RESOLUTION_NS = 1_000_000  # of a guest event known only by its arrival
 CLOCK_RATE_ERROR = 50e-6  # of a guest's clock against the host's; 10e-6 were seen under TCG
@@ -52,6 +58,7 @@ class VmInstance(AgentInstance):
         resources: contextlib.ExitStack,
         facts: dict[str, object],
         *,
+        reclaim: Balloon = Balloon.NONE,
         restored: bool = False,
     ) -> None:
         super().__init__(spec, timeline, cgroup, network)
@@ -59,6 +66,7 @@ class VmInstance(AgentInstance):
         self.connect_host = spec.address.ip if spec.address else ""
         self.link = link
         self._run_pairs = run_pairs
+        self._balloon = reclaim
         self._restored = restored
         self._opened: AgentSession | None = None  # the same session, RUN perhaps not yet sent
         self._woken_ns = 0
@@ -281,6 +289,36 @@ class VmInstance(AgentInstance):
             return None
         found = [resident_of(pid, size) for pid in self.cgroup.pids()]
         return max((bytes for bytes in found if bytes is not None), default=None)
+
+    def give_back(self) -> dict[str, float]:
+        """Take what lies idle in the guest, by the rule of `hv.balloon`; {} where the arm does not.
+
+        Raises:
+            LaunchFailed: it has a balloon to inflate, and that cannot be done.
+        """
+        if not self._balloon.inflates:
+            return {}
+        began_ns = time.monotonic_ns()
+        has, available = self.link.guest_memory(began_ns + BALLOON_LIMIT_NS)
+        wanted = balloon.keep_bytes(has, available)
+        kept = self.link.set_balloon(wanted, time.monotonic_ns() + BALLOON_LIMIT_NS)
+        return {
+            "had_bytes": has,
+            "available_bytes": available,
+            "asked_bytes": wanted,
+            "left_bytes": kept,
+            "took_s": (time.monotonic_ns() - began_ns) / 1e9,
+        }
+
+    def deflate(self) -> int:
+        """Give the guest all of its RAM again, for a peak that is to come; what it has then.
+
+        Raises:
+            LaunchFailed: it has no balloon.
+        """
+        size = self._facts["guest_ram_bytes"]
+        assert isinstance(size, int)
+        return self.link.set_balloon(size, time.monotonic_ns() + BALLOON_LIMIT_NS)
 
     def oom_kills(self) -> int:
         """Processes killed for lack of memory, by the guest's kernel or by the host's.

@@ -9,12 +9,15 @@ kills its domains and runs the cleanup command.
 One SOCK_SEQPACKET socket carries start requests, of a new domain or (``saved``) of one from a
 file; each brings the worker's end of a socket of its own, on which that instance's messages go
 (JSON, one per packet) and on which the harness sends ``kill``, ``disk`` to be told the scratch
-disk's counters, or ``save PATH``, which ends the domain. Its closing means: kill it.
+disk's counters, ``memory`` to be told what the guest says of its own, ``balloon KIB`` to have all
+but so much taken from it (or given back), or ``save PATH``, which ends the domain. Its closing
+means: kill it.
 
 to the harness, per instance: ``accepted`` {ns}; ``spawned`` {ns, pid} with the channel's
 descriptor; ``created`` {ns}; ``failed`` {message}; ``disk`` {ns, flush_operations, wr_bytes,
-rd_bytes}; ``saved`` {ns, xml}; ``ended`` {ns, status, user_s, system_s, max_rss_kib};
-``forgotten`` {ns}, always the last.
+rd_bytes}; ``memory`` {ns, actual, usable: KiB} and ``balloon`` {ns, actual: KiB}, or either with
+{message} where it cannot be; ``saved`` {ns, xml}; ``ended`` {ns, status, user_s, system_s,
+max_rss_kib}; ``forgotten`` {ns}, always the last.
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ SWEEP_S = 0.02  # between two looks at zombies that are nobody's
 CREATE_LIMIT_S = 30.0  # for a libvirt call still under way at the end
 DISK_REQUEST = b"disk"
 SAVE_REQUEST = b"save "
+MEMORY_REQUEST = b"memory"
+BALLOON_REQUEST = b"balloon "
+BALLOON_LOOK_S = 0.02  # between two looks at what the guest's driver has done
+STATISTICS_LIMIT_S = 5.0  # for the guest's driver to say what it has
+BALLOON_STALL_S = 3.0  # without a page taken or given: the guest has no more
 SCRATCH_TARGET = "vdb"  # as in hv/rootfs.py
 COUNTED = ("flush_operations", "wr_bytes", "rd_bytes")
 QEMU_COMM = "qemu-system"
@@ -174,7 +182,7 @@ class Worker:
             else:
                 handle = self.connection.createXML(xml, self.flags)
         except libvirt.libvirtError as error:
-            text = str(error.get_error_message() or error)
+            text = _text_of(error)
             self._post(lambda: self._create_failed(domain, text))
         else:
             stamp = time.monotonic_ns()
@@ -239,6 +247,13 @@ class Worker:
             # In a thread of its own: libvirt asks QEMU, which may be busy.
             threading.Thread(target=self._count_disk, args=(domain,), daemon=True).start()
             return
+        if data == MEMORY_REQUEST:
+            threading.Thread(target=self._tell_memory, args=(domain,), daemon=True).start()
+            return
+        if data.startswith(BALLOON_REQUEST):
+            arguments = (domain, int(data[len(BALLOON_REQUEST) :]))
+            threading.Thread(target=self._inflate, args=arguments, daemon=True).start()
+            return
         if data.startswith(SAVE_REQUEST):
             path = os.fsdecode(data[len(SAVE_REQUEST) :])
             domain.saving = True  # its last word waits for the result
@@ -256,15 +271,60 @@ class Worker:
         message = {"event": "disk", "ns": time.monotonic_ns(), **known}
         self._post(lambda: self._send(domain.wire, message))
 
+    def _tell_memory(self, domain: Domain) -> None:
+        """What the guest's balloon driver says of its memory, asked for now and not before.
+
+        Only while it is asked every second does QEMU have it; that would disturb an idle guest.
+        """
+        message: dict[str, Any]
+        try:
+            handle = _running(domain)
+            live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+            handle.setMemoryStatsPeriod(1, live)
+            try:
+                until = time.monotonic() + STATISTICS_LIMIT_S
+                asked = int(time.time())
+                found = handle.memoryStats()
+                while "usable" not in found or found.get("last_update", 0) < asked:
+                    if time.monotonic() > until:
+                        raise libvirt.libvirtError("its driver says nothing")
+                    time.sleep(BALLOON_LOOK_S)
+                    found = handle.memoryStats()
+            finally:
+                handle.setMemoryStatsPeriod(0, live)
+            message = {"actual": found["actual"], "usable": found["usable"]}
+        except libvirt.libvirtError as error:
+            message = {"message": _text_of(error)}
+        self._answer(domain, "memory", message)
+
+    def _inflate(self, domain: Domain, wanted_kib: int) -> None:
+        """Have the guest keep so much, and wait while its driver takes or gives pages."""
+        message: dict[str, Any]
+        try:
+            handle = _running(domain)
+            handle.setMemoryFlags(wanted_kib, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            actual, since = handle.memoryStats()["actual"], time.monotonic()
+            while actual != wanted_kib and time.monotonic() - since < BALLOON_STALL_S:
+                time.sleep(BALLOON_LOOK_S)
+                now = handle.memoryStats()["actual"]
+                if now != actual:
+                    actual, since = now, time.monotonic()
+            message = {"actual": actual}
+        except libvirt.libvirtError as error:
+            message = {"message": _text_of(error)}
+        self._answer(domain, "balloon", message)
+
+    def _answer(self, domain: Domain, event: str, message: dict[str, Any]) -> None:
+        message = {"event": event, "ns": time.monotonic_ns(), **message}
+        self._post(lambda: self._send(domain.wire, message))
+
     def _save(self, domain: Domain, path: str) -> None:
         """Write the guest to a file; libvirt ends QEMU when it is there."""
         try:
-            if domain.handle is None:
-                raise libvirt.libvirtError("it does not run yet")
-            domain.handle.saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+            _running(domain).saveFlags(path, None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
             message = {"event": "saved", "xml": self.connection.saveImageGetXMLDesc(path, 0)}
         except libvirt.libvirtError as error:
-            message = {"event": "failed", "message": str(error.get_error_message() or error)}
+            message = {"event": "failed", "message": _text_of(error)}
         message["ns"] = time.monotonic_ns()
         self._post(lambda: self._saved(domain, message))
 
@@ -403,6 +463,16 @@ class Worker:
             self.connection.close()
 
 
+def _text_of(error: libvirt.libvirtError) -> str:
+    return str(error.get_error_message() or error)
+
+
+def _running(domain: Domain) -> libvirt.virDomain:
+    if domain.handle is None:
+        raise libvirt.libvirtError("it does not run yet")
+    return domain.handle
+
+
 def _run_libvirt_events() -> None:
     while True:
         with contextlib.suppress(libvirt.libvirtError):
@@ -518,7 +588,7 @@ def main(argv: list[str]) -> int:
         try:
             worker.connect(options.emulator, options.machine, options.kinds.split(","))
         except libvirt.libvirtError as error:
-            failure.append(str(error.get_error_message() or error))
+            failure.append(_text_of(error))
 
     connecting = threading.Thread(target=connect, daemon=True)
     connecting.start()

@@ -66,8 +66,10 @@ def _given_back(arms: Sequence[str]) -> str:
     if any(arm.startswith(("vm", "qemu")) for arm in arms):
         said.append(
             "A guest keeps what is freed in it, since the host cannot know that it is free, unless "
-            "it says so: reporting of free pages is on in vm:freepage and off in every other arm; "
-            "vm:balloon has the same device with nobody to inflate it."
+            "it says so (vm:freepage, vm:balloon-freepage: free pages are reported) or the host "
+            "asks for it (vm:balloon, vm:balloon-freepage: a balloon is inflated once, when the "
+            "peak has been freed, and leaves little beside what is used). Every other arm does "
+            "neither."
         )
     return " ".join([*said, "How fast a guest gives back is in docs/costs.md."])
 

@@ -240,16 +240,22 @@ def test_a_container_gives_a_freed_peak_back_at_once(tmp_path: Path, default_ima
 
 @pytest.mark.root
 @pytest.mark.vm
-def test_a_guest_keeps_what_one_that_reports_free_pages_gives_back(
+def test_a_guest_keeps_what_a_balloon_or_reports_of_free_pages_give_back(
     tmp_path: Path, default_image: Image
 ) -> None:
-    """With reports the host gets memory back, bit by bit; without, a guest's charge only grows."""
+    """With reports the host gets memory back, bit by bit, by a balloon most of it at once.
+
+    Without either, a guest's charge only grows.
+    """
     reporting = held("vm:freepage", 10.0, tmp_path)
+    inflated = held("vm:balloon", 3.0, tmp_path)
     assert reporting["memory_current"] <= reporting["memory_peak"] - 8
     keeping = held("vm", 10.0, tmp_path)
     assert keeping["memory_current"] >= keeping["memory_peak"] - 4, "nothing comes back"
     assert keeping["memory_kept"] >= 64, "all that was touched"
     assert reporting["memory_kept"] <= keeping["memory_kept"] - 8
+    assert inflated["memory_peak"] >= keeping["memory_peak"] - 8, "it was the same peak"
+    assert inflated["memory_kept"] <= keeping["memory_kept"] - 40
 
 
 def test_a_model_needs_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import shutil
+import signal
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -16,16 +17,19 @@ import pytest
 
 from bench import registry
 from bench.arms import resolve
-from bench.backend import Instance
+from bench.backend import Backend, Instance
 from bench.context import RunContext
-from bench.errors import HostCannot
+from bench.errors import HostCannot, LaunchFailed
 from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec
+from bench.model import Event, Image, InstanceSpec, OutputMode
 from bench.pagecache import drop, resident_fraction
+from hv.balloon import MARGIN_BYTES, keep_bytes
+from hv.instance import VmInstance
 from hv.kernel import GuestKernel, guest_kernel, own_kernel, packed_kernel
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 LIMIT_NS = 90_000_000_000
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +102,100 @@ def test_vm_direct_reads_its_image_past_the_page_cache(
         assert (resident_fraction(own.path) > 0.5) == (arm == "vm")
 
 
-def test_vm_balloon_has_a_balloon(context: RunContext, busybox: Image) -> None:
-    """The guest's driver has taken hold of the device."""
-    script = "ls /sys/bus/virtio/drivers/virtio_balloon"
-    with ended("vm:balloon", context, 4, busybox, "sh", "-c", script) as instance:
-        assert b"virtio" in instance.stdout
-        device = ET.fromstring(str(instance.describe()["domain_xml"])).find("devices/memballoon")
-        assert device is not None and device.get("model") == "virtio"
+PEAKS = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def peak(mib):
+    block = bytearray(mib << 20)
+    block[::4096] = b"x" * (mib << 8)
+peak(64); print("one", flush=True)
+signal.sigwait([signal.SIGUSR1])
+peak(200); print("two", flush=True)
+"""
+"""The second peak is larger than what an inflated balloon leaves."""
+
+
+@pytest.fixture(scope="module")
+def ballooned(context: RunContext) -> Iterator[Backend]:
+    """The arm vm:balloon."""
+    (chosen,) = resolve(["vm:balloon"])
+    with registry.make(chosen, context) as backend:
+        if not (found := backend.probe()).usable:
+            pytest.skip(f"{found.reason}; {found.remedy}")
+        yield backend
+
+
+def said(instance: Instance, word: bytes) -> None:
+    """Wait until the workload has said a word."""
+    deadline_ns = time.monotonic_ns() + LIMIT_NS
+    while word not in instance.stdout:
+        instance.pump(0.1)
+        assert instance.exit is None or word in instance.stdout, (instance.exit, instance.console())
+        assert time.monotonic_ns() < deadline_ns
+
+
+def charged(instance: Instance) -> int:
+    """What the host's memory holds of it."""
+    found = instance.memory()
+    assert found is not None and found.anon_bytes is not None
+    return found.anon_bytes
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_balloon_takes_a_freed_peak_and_leaves_the_next_one_room(
+    context: RunContext, ballooned: Backend, default_image: Image, announced: bool
+) -> None:
+    """Inflated, the host has the memory back; deflated, by host or guest, the workload goes on."""
+    spec = InstanceSpec(
+        context.instance(40 + announced),
+        default_image,
+        ("python3", "-I", "-S", "-c", PEAKS),
+        env=(("PATH", "/bin:/sbin:/usr/bin"),),
+        output=OutputMode.STREAM,
+    )
+    ballooned.prepare(spec)
+    with ballooned.launch(spec) as instance:
+        assert isinstance(instance, VmInstance)
+        said(instance, b"one")
+        full = charged(instance)
+        done = instance.give_back()
+        assert (
+            done["left_bytes"]
+            == done["asked_bytes"]
+            == keep_bytes(int(done["had_bytes"]), int(done["available_bytes"]))
+        )
+        assert charged(instance) <= full - 40 * MIB
+        small = int(done["left_bytes"])
+        if announced:
+            assert instance.deflate() == done["had_bytes"]
+        instance.signal(signal.SIGUSR1)
+        assert instance.wait(Event.EXITED, time.monotonic_ns() + LIMIT_NS)
+        assert instance.exit is not None and instance.exit.code == 0, instance.console()
+        assert instance.stdout.split() == [b"one", b"two"] and instance.oom_kills() == 0
+        has, _ = instance.link.guest_memory(time.monotonic_ns() + LIMIT_NS)
+        if announced:
+            assert has == done["had_bytes"]
+        else:
+            assert small < has < done["had_bytes"], "it took what it needed, and no more"
+        assert charged(instance) >= full
+
+
+def test_a_guest_without_a_balloon_has_nothing_to_inflate(
+    context: RunContext, busybox: Image
+) -> None:
+    """Of the arm vm the host takes nothing; asked all the same, libvirt says why not."""
+    with ended("vm", context, 4, busybox, "true") as instance:
+        assert isinstance(instance, VmInstance) and instance.give_back() == {}
+        with pytest.raises(LaunchFailed, match=r"keeps its memory: .*balloon"):
+            instance.deflate()
+
+
+def test_what_a_balloon_leaves() -> None:
+    """What the guest uses and the margin, in whole KiB; of one that is short nothing is taken."""
+    has = 600 * MIB
+    assert keep_bytes(has, 500 * MIB) == 100 * MIB + MARGIN_BYTES
+    assert keep_bytes(has, 500 * MIB + 5) % 1024 == 0
+    assert keep_bytes(has, MARGIN_BYTES) == keep_bytes(has, 0) == has
 
 
 def test_vm_hostkernel_boots_the_hosts_or_says_why_not(context: RunContext, busybox: Image) -> None:

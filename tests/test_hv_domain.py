@@ -98,14 +98,21 @@ def test_devices() -> None:
 
 
 def test_a_balloon_where_one_is_asked_for() -> None:
-    """A virtio device in its own slot; it reports free pages only in the arm that says so."""
-    device, reporting = (
+    """A virtio device in its own slot; it reports free pages only in the arms that say so.
+
+    One that is inflated is deflated by a guest that is short of memory.
+    """
+    inflated, reporting, both = (
         parse(dataclasses.replace(PLAN, balloon=kind)).find("devices/memballoon[@model='virtio']")
-        for kind in (Balloon.DEVICE, Balloon.REPORTING)
+        for kind in (Balloon.INFLATED, Balloon.REPORTING, Balloon.BOTH)
     )
-    assert device is not None and device.get("freePageReporting") is None
-    assert reporting is not None and reporting.get("freePageReporting") == "on"
-    place = device.find("address")
+    assert inflated is not None and reporting is not None and both is not None
+    on = [
+        (one.get("freePageReporting"), one.get("autodeflate"))
+        for one in (inflated, reporting, both)
+    ]
+    assert on == [(None, "on"), ("on", None), ("on", "on")]
+    place = inflated.find("address")
     assert place is not None and place.get("slot") == "0x08"
 
 
