@@ -64,8 +64,11 @@ def plan_of(
     )  # fmt: skip
 
 
-def noise(stored: store.StoredRun) -> list[Noise]:
+def noise(stored: store.StoredRun, named: Path | None = None) -> list[Noise]:
     """Every metric of every workload in every arm against itself.
+
+    Args:
+        named: the archive that it was unpacked from, where it was.
 
     Raises:
         BadInput: the run is no calibration.
@@ -74,7 +77,9 @@ def noise(stored: store.StoredRun) -> list[Noise]:
 
     plan = stored.run["plan"]
     if plan.get("experiment") != AGAINST_ITSELF:
-        raise BadInput(f"{stored.directory} is no calibration", "make one with: hvct calibrate")
+        raise BadInput(
+            f"{named or stored.directory} is no calibration", "make one with: hvct calibrate"
+        )
     names = [item["name"] for item in plan["workloads"] if not item["name"].endswith(TWIN)]
     places = _places(plan, names)
     found = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic
 
 from bench import arms, cli, ledger, plan, registry, spec, store, workloads
 from bench import steps as step_file
@@ -138,6 +139,48 @@ def test_the_model_is_written_and_shown(
     assert cli.main(["costs", "--show", str(measured)]) == 0
     shown = capsys.readouterr().out
     assert "unexplained" in shown and "shared memory and tmpfs" in shown and "count of" in shown
+
+
+@pytest.mark.root
+def test_an_archive_shows_what_its_run_does(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is worked out from what is in the one file, with the same figures."""
+    packed = tmp_path / "costly.hvct.tar.gz"
+    assert cli.main(["archive", str(measured), "--output", str(packed)]) == 0
+    capsys.readouterr()
+    assert cli.main(["costs", "--show", str(packed), "--json"]) == 0
+    written = json.loads((measured / ledger.MODEL_FILE).read_text())
+    assert json.loads(capsys.readouterr().out) == written
+    assert cli.main(["costs", "--show", str(measured)]) == 0
+    from_the_run = capsys.readouterr().out
+    assert cli.main(["costs", "--show", str(packed)]) == 0
+    assert capsys.readouterr().out == from_the_run
+
+
+def test_an_archive_without_costs_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the user's name for it, not by that of the folder it was unpacked to."""
+    synthetic.write_run(tmp_path / "plain", workloads=("minimal",), blocks=2)
+    packed = tmp_path / "plain.hvct.tar.gz"
+    assert cli.main(["archive", str(tmp_path / "plain"), "--output", str(packed)]) == 0
+    capsys.readouterr()
+    for shown in (tmp_path / "plain", packed):
+        for command in ("costs", "calibrate"):
+            assert cli.main([command, "--show", str(shown)]) == 2
+            said = capsys.readouterr().err
+            assert f"hvct: {shown} " in said and f"hvct {command}" in said
+
+
+@pytest.mark.parametrize("command", ["costs", "selfcheck", "calibrate"])
+def test_a_setting_that_there_is_not_is_said_first(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is planned aloud, waited for or measured."""
+    assert cli.main([command, "--tune-only", "ksn"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "'ksn'" in said.err and "ksm" in said.err
 
 
 @pytest.mark.root

@@ -71,10 +71,12 @@ exec sh -c "$@"
 """
 
 
-def in_a_room(ksm: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def in_a_room(
+    ksm: Path, script: str, *arguments: str, limit_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run a shell script where that file is the kernel's and nobody else's runs are seen."""
     argv = ["unshare", "--mount", "sh", "-c", ROOM, "sh", str(ksm), script, "sh", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=limit_s, cwd=CHECKOUT)
 
 
 @pytest.mark.root
@@ -107,6 +109,39 @@ def test_the_command_shows_applies_and_resets(tmp_path: Path) -> None:
     assert shown["in_force"]["settings"] == ["ksm"]
     (row,) = shown["settings"]
     assert (row["state"], row["now"], row["code"]) == ("as wanted", "2", "memory.ksm")
+
+
+TUNED = {
+    "costs": "idle --arms container,process --rounds 3 --steps 0,1 --hold 0.1 --no-report "
+    "--output {folder}/run",
+    "selfcheck": "--arms process --controls memory --blocks 6",
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", TUNED)
+def test_what_measures_is_tuned_for_its_time(name: str, tmp_path: Path) -> None:
+    """`--tune-only` holds while hvct costs or selfcheck measures, and no longer."""
+    ksm = tmp_path / "ksm"
+    ksm.write_text("1\n")
+    words = TUNED[name].format(folder=shlex.quote(str(tmp_path)))
+    script = (
+        f'{PYTHON} -m bench.cli {name} {words} --tune-only ksm >"$1" 2>"$2" & pid=$!\n'
+        'until grep -q ^Tuned "$2" || ! kill -0 $pid; do sleep 0.02; done\n'
+        "cat /sys/kernel/mm/ksm/run; wait $pid; echo status $?\n"
+        "cat /sys/kernel/mm/ksm/run; ls /run/hvct"
+    )
+    done = in_a_room(ksm, script, str(tmp_path / "out"), str(tmp_path / "err"), limit_s=300)
+    told = (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
+    during, status, code, after, *left = done.stdout.split()
+    assert (during, status, after) == ("2", "status", "1"), told + done.stderr
+    assert "tuning" not in left and "Tuned: ksm; undone at the end" in told
+    if name == "costs":
+        assert code == "0", told
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["tuning"]["settings"] == ["ksm"] and record["options"]["tune"] == ["ksm"]
+    else:
+        assert code in "01" and "memory" in told, told  # found or not: that is another test's
 
 
 @pytest.mark.root

@@ -33,13 +33,13 @@ def main(options: argparse.Namespace) -> int:
     if options.show:
         return show(options)
     chosen = make_plan(options)
+    tuning_names(options)  # a name that there is not is said now
     compare.check_against_host(chosen, options.kernel)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-calibration"
     told = sys.stderr if options.json else sys.stdout
     if not options.quiet:
         for line in beforehand(chosen):
             print(line, file=told)
-    tuning_names(options)  # a name that there is not is said now
     if options.dry_run:
         return compare.print_plan(chosen, directory, options) if options.json else 0
     need_root()
@@ -101,7 +101,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     """What a stored calibration found, without measuring."""
     with archive.opened(options.show) as directory:
-        found = calibration.noise(store.load(directory))
+        found = calibration.noise(store.load(directory), options.show)
     if options.json:
         print(json.dumps(store.jsonable(found), indent=1))
     else:

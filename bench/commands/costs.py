@@ -18,7 +18,7 @@ from bench import steps as step_file
 from bench.commands import compare
 from bench.commands.console import Console
 from bench.commands.rights import need_root
-from bench.commands.tune import tuned
+from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HvctError
 from bench.ledger import CostModel
 from bench.model import Workload
@@ -40,8 +40,9 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if options.show:
         with archive.opened(options.show) as directory:
-            return say(directory, options)
+            return say(model_of(directory, options.show), options)
     chosen = make_plan(options)
+    tuning_names(options)  # a name that there is not is said now
     compare.check_against_host(chosen, options.kernel)
     asked = steps_of(chosen, options)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-costs"
@@ -162,7 +163,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
         from bench.commands import report
 
         report.write(directory, quiet=True)
-    say(directory, options)
+    say(model, options)
     if not options.json and not options.quiet:
         print(f"For a planner: {shlex.quote(str(directory / ledger.MODEL_FILE))} (docs/costs.md)")
     raise_short(stored.run, directory)
@@ -170,9 +171,8 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def say(directory: Path, options: argparse.Namespace) -> int:
+def say(model: CostModel, options: argparse.Namespace) -> int:
     """What a stored run says, without measuring."""
-    model = model_of(directory)
     if options.json:
         print(json.dumps(model.as_json(), indent=1))
     elif not options.quiet:
@@ -180,8 +180,11 @@ def say(directory: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def model_of(directory: Path) -> CostModel:
+def model_of(directory: Path, named: Path | None = None) -> CostModel:
     """The cost model of a run directory.
+
+    Args:
+        named: the archive that it was unpacked from, where it was.
 
     Raises:
         BadInput: it holds none.
@@ -189,7 +192,7 @@ def model_of(directory: Path) -> CostModel:
     stored = store.load(directory)
     model = ledger.cost_model(directory, stored.run, stored.trials)
     if model is None:
-        raise BadInput(f"{directory} holds no costs", "measure them with: hvct costs")
+        raise BadInput(f"{named or directory} holds no costs", "measure them with: hvct costs")
     return model
 
 

@@ -22,7 +22,7 @@ from bench.commands.console import Console
 from bench.commands.execution import pinned_away
 from bench.commands.progress import open_progress, open_stages, told_to
 from bench.commands.rights import need_root
-from bench.commands.tune import tuned
+from bench.commands.tune import tuned, tuning_names
 from bench.context import RunContext
 from bench.controls import Control
 from bench.errors import BadInput, HostCannot, HvctError
@@ -49,6 +49,7 @@ class Part:
 def main(options: argparse.Namespace) -> int:
     """Announce, measure, say. Exit 1 when an injected effect was not found."""
     check(options)
+    tuning_names(options)  # a name that there is not is said now
     need_root()
     with (
         journal.exclusive(options.wait, told=waiting),
