@@ -82,6 +82,20 @@ def resolve(names: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(ARMS[name] for name in names)
 
 
+_MOUNTED_ONCE = "its worker mounts the image once, for the whole run"
+_IN_MEMORY = "its engine keeps the image in a storage of its own, in memory"
+_MADE_BEFORE = "what waits for a start was made by a launcher that has the image mounted"
+NEVER_COLD = {
+    "vm:restore": "a restored guest has in its memory what was read before it was saved",
+    "container:slot": _MADE_BEFORE,
+    "container:pooled": _MADE_BEFORE,
+    "docker": _IN_MEMORY,
+    "podman": _IN_MEMORY,
+    **dict.fromkeys(("runc", "crun", "bwrap", "nspawn", "unshare"), _MOUNTED_ONCE),
+}
+"""Arms for which the image's pages cannot be dropped before each start, and why."""
+
+
 VARIANTS = {"vm:freepage": "vm", "vm:balloon": "vm", "vm:balloon-freepage": "vm"}
 """Arms that are there to be set beside another than the baseline, where that one is present."""
 

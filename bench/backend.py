@@ -179,6 +179,18 @@ class HasGuest(Protocol):
 
 
 @runtime_checkable
+class Mounts(Protocol):
+    """A backend that keeps an image mounted between its instances."""
+
+    def unmount(self) -> None:
+        """Let go of every image, so that what was read of it leaves the host's memory.
+
+        The next `Backend.prepare` mounts it anew. Between instances only.
+        """
+        ...
+
+
+@runtime_checkable
 class GivesBack(Protocol):
     """An instance whose host may take memory back that lies idle in it."""
 

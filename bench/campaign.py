@@ -15,18 +15,26 @@ from typing import Any, Protocol
 
 from bench import schedule, spec, store, together
 from bench.arms import ARMS
-from bench.backend import Backend
+from bench.backend import Backend, Mounts
 from bench.context import RunContext
 from bench.disturbances import wait_quiet
-from bench.errors import BadInput, HvctError
+from bench.errors import BadInput, HvctError, Refused
 from bench.identity import ARM_DECLARED, FieldClass, differences
-from bench.model import Image, InstanceSpec, Outcome, ReceiptLevel, Trial, Workload
-from bench.pagecache import SharedCache, inside
+from bench.model import (
+    Image,
+    InstanceSpec,
+    Outcome,
+    PageCache,
+    ReceiptLevel,
+    Trial,
+    Workload,
+)
+from bench.pagecache import SharedCache, inside, make_cold
 from bench.plan import Plan
 from bench.receipts import loaded_files, take_receipt
 from bench.registration import mark
 from bench.schedule import Slot
-from bench.trial import run_trial
+from bench.trial import refused, run_trial
 
 DURATION_SMOOTHING = 0.3
 
@@ -134,8 +142,17 @@ class Campaign:
 
     def one(self, slot: Slot, workload: Workload, attempt: int) -> Trial:
         """Settle, make sure of the page cache, and run one trial."""
+        cold = self.plan.page_cache is PageCache.COLD
+        if cold:
+            self._forget_image(slot.arm, workload)
         settled = wait_quiet()
-        fraction = self.shared_cache.ensure_warm(self.read_by(slot.arm, workload))
+        try:
+            if cold:
+                fraction = make_cold(self.images[workload.image].path)
+            else:
+                fraction = self.shared_cache.ensure_warm(self.read_by(slot.arm, workload))
+        except Refused as error:
+            return refused(slot, error, attempt)
         log_dir = self.run_store.directory / "logs"
         backend = self.backends[slot.arm]
         if workload.together > 1:
@@ -148,6 +165,16 @@ class Campaign:
         trial.disturbances |= settled
         trial.disturbances["image_resident"] = fraction
         return trial
+
+    def _forget_image(self, arm: str, workload: Workload) -> None:
+        """Leave nothing of an image in memory but its file's pages; the host's own stays warm."""
+        image, backend = self.images[workload.image], self.backends[arm]
+        if isinstance(backend, Mounts):
+            backend.unmount()  # its files, whose pages are not those of the image's file
+        else:
+            others = (path for path in self.read_by(arm, workload) if path != image.path)
+            self.shared_cache.ensure_warm(others)
+        backend.prepare(self.make_spec(workload))
 
     def read_by(self, arm: str, workload: Workload) -> list[Path]:
         """The files whose pages an arm reads: a VM the image file, the others files inside it.

@@ -12,7 +12,7 @@ from bench.arms import ARMS, pairs
 from bench.disturbances import UNMET
 from bench.identity import shown
 from bench.launch_limit import parallel_launch
-from bench.model import Finding, MemoryBasis, NetworkMode
+from bench.model import Finding, MemoryBasis, NetworkMode, PageCache
 from bench.registration import deviations
 
 FLUSHES_APART = 8  # two kernels mount, and commit their journals, at other times
@@ -50,7 +50,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *sizes_seen(run),
         *double_cache(run),
         *scratch_disks(run, trials),
-        *cold_files(trials),
+        *cold_files(run, trials),
         *restless(trials),
         *disturbed(trials, run["plan"].get("invalidation")),
         *shared_cpus(trials),
@@ -216,8 +216,9 @@ def doubly_cached(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def cold_files(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Trials that began with part of what they read not in memory."""
+def cold_files(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Trials that began with part of what they read not in memory, where all was to be."""
+    trials = [] if run["plan"].get("page_cache") == PageCache.COLD else trials
     for arm, (cold, count) in _share(trials, "image_resident", lambda part: part < 1.0).items():
         if cold:
             yield Finding(

@@ -79,6 +79,13 @@ class MemoryBasis(StrEnum):
     NOMINAL = "nominal"  # guest RAM = limit
 
 
+class PageCache(StrEnum):
+    """What of an image the host has in memory when an instance is requested."""
+
+    WARM = "warm"  # all that the arm reads of it
+    COLD = "cold"  # nothing: as on a host that has the image, and has not read it
+
+
 class ReadyKind(StrEnum):
     """When an instance counts as ready."""
 

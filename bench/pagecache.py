@@ -23,7 +23,7 @@ from typing import Self
 
 from bench.cgroup import Cgroup
 from bench.context import RUN_VARIABLE
-from bench.errors import HvctError, oserror
+from bench.errors import HvctError, Refused, oserror
 
 CHUNK_BYTES = 1 << 30  # mapped at a time: 256 KiB of mincore vector
 
@@ -161,6 +161,21 @@ def drop(path: Path) -> float:
     finally:
         os.close(descriptor)
     return resident_fraction(path)
+
+
+def make_cold(path: Path) -> float:
+    """Drop all of a file's pages from memory; returns the part that stayed, which is 0.
+
+    Raises:
+        Refused: some stay.
+    """
+    stayed = drop(path)
+    if stayed > 0.0:
+        raise Refused(
+            f"{stayed:.1%} of {path.name} stays in the host's memory, so no start is cold",
+            "another program may have it mapped; or it lies on tmpfs: set XDG_CACHE_HOME to a disk",
+        )
+    return stayed
 
 
 def resident_fraction(*paths: Path) -> float:

@@ -17,7 +17,15 @@ from bench.errors import BadInput
 from bench.exchanges import MOST_EXCHANGES
 from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
-from bench.model import MemoryBasis, MetricRule, NetworkMode, ReadyKind, Security, Workload
+from bench.model import (
+    MemoryBasis,
+    MetricRule,
+    NetworkMode,
+    PageCache,
+    ReadyKind,
+    Security,
+    Workload,
+)
 from bench.readiness import OUTPUT_KINDS
 from bench.schedule import AGAINST_ITSELF
 from bench.stats.planning import ALPHA, MOST_PRIMARY, QUICK_BLOCKS
@@ -45,6 +53,13 @@ FAIRNESS = {
     "receipts), mitigations at their defaults on both sides",
 }
 """The rules of DESIGN's "fair by rule" by default; changing one makes another arm."""
+
+COLD_RULE = (
+    "cold: before each trial the arm's mount of the image is made anew and the image's file is "
+    "dropped from the host's memory (posix_fadvise), checked by residency (mincore); where pages "
+    "stay the trial is refused. Kernel, QEMU and what else is the host's own stay warm"
+)
+"""In place of the rule for the page cache, where the plan says ``page_cache = "cold"``."""
 
 SCRATCH_RULE = (
     "the same fully written file with ext4 and sectors of 4096 bytes in every arm, made afresh for "
@@ -79,6 +94,7 @@ class Plan:
         margins: overrides of a metric's margin, by metric name.
         blocks: number of complete blocks; fixed, more blocks means a new run.
         invalidation: readings above which a workload's block does not count (`INVALIDATION`).
+        page_cache: what the host has of the image in memory before each trial.
     """
 
     name: str
@@ -92,6 +108,7 @@ class Plan:
     judge_emulated: bool = False
     experiment: str = "startup, work"
     invalidation: dict[str, float] = field(default_factory=lambda: dict(INVALIDATION))
+    page_cache: PageCache = PageCache.WARM
 
     def workload(self, name: str) -> Workload:
         """The workload of this name."""
@@ -100,6 +117,8 @@ class Plan:
     def fairness(self) -> dict[str, str]:
         """The rules in force: the defaults, and what this plan has instead."""
         rules = dict(FAIRNESS)
+        if self.page_cache is PageCache.COLD:
+            rules["page_cache"] = COLD_RULE
         nominal = _named(w for w in self.workloads if w.limits.memory_basis is MemoryBasis.NOMINAL)
         same = _named(w for w in self.workloads if w.security is Security.SAME)
         if nominal:
@@ -188,6 +207,18 @@ def check(plan: Plan) -> Plan:
         raise BadInput("a comparison needs at least two arms", "for one instance use: hvct run")
     if not 0 < plan.blocks <= MOST_BLOCKS:
         raise BadInput(f"{plan.blocks} is no number of blocks", f"it is 1 to {MOST_BLOCKS}")
+    if plan.page_cache is PageCache.COLD:
+        for arm in plan.arms:
+            if arm in arms_module.NEVER_COLD:
+                raise BadInput(
+                    f"{arm} cannot start from a cold page cache: {arms_module.NEVER_COLD[arm]}",
+                    'leave it out, or use page_cache = "warm"',
+                )
+        if plan.experiment != Plan.experiment:
+            raise BadInput(
+                f"a plan of {plan.experiment} is about instances on a warm host",
+                'use page_cache = "warm"',
+            )
     if plan.seed < 0:  # Python's generator takes it for its positive twin
         raise BadInput(f"{plan.seed} is no seed", "it is 0 or more")
     names = [workload.name for workload in plan.workloads]

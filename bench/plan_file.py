@@ -22,6 +22,7 @@ from bench.model import (
     MemoryBasis,
     MetricRule,
     NetworkMode,
+    PageCache,
     Readiness,
     ReadyKind,
     Scale,
@@ -126,6 +127,7 @@ class _PlanFile(_Strict):
     arms: list[str] = list(arms_module.DEFAULT_ARMS)
     blocks: Count = Field(DEFAULT_BLOCKS, ge=2, le=1000)
     seed: Count | None = Field(None, ge=0)
+    page_cache: PageCache = PageCache.WARM
     workload: list[_Workload] = Field(min_length=1, max_length=256)
     primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
     margins: dict[str, Annotated[Number, Field(gt=0)]] = {}
@@ -173,6 +175,7 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             or default_primary(workloads),
             margins={**rule_margins, **parsed.margins},
             invalidation=dict(parsed.invalidation),
+            page_cache=parsed.page_cache,
         )
     )
 
@@ -285,6 +288,7 @@ def from_run(document: dict[str, Any]) -> Plan:
                     str(name): float(limit)
                     for name, limit in document.get("invalidation", {}).items()
                 },
+                page_cache=PageCache(document.get("page_cache", PageCache.WARM)),
             )
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -76,6 +76,20 @@ def run_trial(
         return _run_trial(backend, slot, workload, spec, log_dir, attempt, idle_cpus)
 
 
+def refused(slot: Slot, error: Refused, attempt: int = 1) -> Trial:
+    """The trial of an instance that was not even requested."""
+    return Trial(
+        block=slot.block,
+        position=slot.position,
+        arm=slot.arm,
+        workload=slot.workload,
+        outcome=Outcome.REFUSED,
+        wall_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        attempt=attempt,
+        error=one_line(error),
+    )
+
+
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     """No garbage collection in a trial: with all that is imported one takes tens of ms.

@@ -199,6 +199,10 @@ class LauncherBackend(ABC):
     def _mount(self, image: Image) -> Lower:
         return rootfs.mount_image(self.worker, image)
 
+    def unmount(self) -> None:
+        """End the launcher, and with its namespace all it has mounted: files, folders, inodes."""
+        self._close()
+
     def image_root(self, image: Image) -> Path:
         """The image's files as this arm reads them, for looking at or touching its page cache.
 

@@ -165,6 +165,9 @@ def unlikeness(before: Run, after: Run, *, host: bool = True) -> list[str]:
     arms, arms_after = (run.record["plan"]["arms"] for run in (before, after))
     if set(arms) != set(arms_after):
         found.append(f"the arms were {', '.join(arms)}, are {', '.join(arms_after)}")
+    caches = [run.record["plan"].get("page_cache", "warm") for run in (before, after)]
+    if caches[0] != caches[1]:
+        found.append(f"the page cache was {caches[0]}, is {caches[1]}")
     kinds = {arm.name: arm.kind for arm in arms_of(before)}
     for arm in arms_of(after):
         if arm.name in kinds and kinds[arm.name] != arm.kind:

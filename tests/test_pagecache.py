@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from bench import cgroup, cgroupfs, host, pagecache
-from bench.errors import HvctError
+from bench import cgroup, cgroupfs, host, pagecache, plan, registry, store
+from bench.arms import resolve
+from bench.backend import Mounts
+from bench.commands import compare
+from bench.errors import HvctError, Refused
+from bench.journal import open_run
+from bench.model import Event, Image, InstanceSpec, PageCache, Workload
+from ct.backend import ContainerBackend
 
 pytestmark = pytest.mark.root
 TAG = f"p{os.getpid() % 10000:04d}"
@@ -110,3 +118,62 @@ def test_links_are_followed_inside_a_root(tmp_path: Path) -> None:
     assert pagecache.inside(tmp_path, "/abs") == wanted
     assert pagecache.inside(tmp_path, "/../../lib/./x") == wanted
     assert pagecache.inside(tmp_path, "/loop") == tmp_path
+
+
+def test_what_stays_in_memory_is_not_called_cold(image: Path) -> None:
+    """A file that another program has mapped, or that lies in memory, is refused with how much."""
+    pagecache.warm(image)
+    assert pagecache.make_cold(image) == 0.0
+    pagecache.warm(image)
+    with image.open("rb") as handle, mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as view:
+        assert sum(view[:: mmap.PAGESIZE]) >= 0
+        with pytest.raises(Refused, match=r"\d% of image stays in the host's memory"):
+            pagecache.make_cold(image)
+
+
+@pytest.mark.root
+def test_a_new_mount_has_nothing_in_memory(busybox: Image, tmp_path: Path) -> None:
+    """What a container has read of an image is gone once its backend has let go of the image."""
+    (chosen,) = resolve(["container"])
+    with open_run(tmp_path) as context, registry.make(chosen, context) as backend:
+        assert isinstance(backend, ContainerBackend) and isinstance(backend, Mounts)
+
+        def resident() -> float:
+            return pagecache.resident_fraction(backend.image_root(busybox) / "bin/busybox")
+
+        for number in (1, 2):
+            spec = InstanceSpec(context.instance(number), busybox, ("/bin/sh", "-c", "exit 0"))
+            backend.prepare(spec)
+            assert resident() == 0.0
+            with backend.launch(spec) as instance:
+                assert instance.wait(Event.EXITED, time.monotonic_ns() + 20_000_000_000)
+            assert resident() > 0.1
+            backend.unmount()
+
+
+COLD = Workload("cold", "reads all of the image", "busybox", ("sha256sum", "/bin/busybox"))
+OPTIONS = argparse.Namespace(
+    quiet=True, json=False, no_report=True, offline=True, libvirt_uri="", kernel=None, wait=True
+)
+
+
+@pytest.mark.root
+@pytest.mark.vm
+@pytest.mark.parametrize("state", PageCache)
+def test_every_arm_starts_as_the_plan_says(
+    state: PageCache, tmp_path: Path, busybox: Image
+) -> None:
+    """At each request nothing of the image is in memory, or all that the arm reads of it."""
+    if os.geteuid() != 0:
+        pytest.skip("measuring needs root")
+    arms = ("vm", "container", "process")
+    made = plan.Plan("cold", arms, (COLD,), 2, 3, (), {}, page_cache=state)
+    run = compare.describe_run(plan.check(made), tmp_path / "run", OPTIONS)
+    assert ("calibration" in run) == (state is PageCache.WARM)
+    run_store = store.RunStore.create(tmp_path / "run")
+    run_store.write_run(run)
+    assert compare.measure(made, run, run_store, OPTIONS) == 0
+    trials = store.load(tmp_path / "run").trials
+    assert [trial["outcome"] for trial in trials] == ["ok"] * 6, [t["error"] for t in trials]
+    found = {trial["disturbances"]["image_resident"] for trial in trials}
+    assert found == {0.0 if state is PageCache.COLD else 1.0}

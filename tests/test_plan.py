@@ -6,9 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import faults
 import pytest
 
-from bench import plan, plan_file, plan_text
+from bench import arms, plan, plan_file, plan_text
 from bench.errors import BadInput
 from bench.model import (
     Better,
@@ -16,6 +17,7 @@ from bench.model import (
     MemoryBasis,
     MetricRule,
     NetworkMode,
+    PageCache,
     Readiness,
     ReadyKind,
     Scale,
@@ -118,6 +120,7 @@ EVERY_KEY = Plan(
     primary=(("rate", "w"), ("startup_ready", "w")),
     margins={"rate": 0.5, "startup_ready": 0.2},
     invalidation={"steal_cpus": 0.5},
+    page_cache=PageCache.COLD,
 )  # fmt: skip
 
 
@@ -142,9 +145,10 @@ def test_every_key_survives_being_written(tmp_path: Path) -> None:
     assert plan_file.from_toml(write(tmp_path, plan_text.toml(plain))) == plain
 
 
-def test_a_stored_plan_comes_back_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", ["", 'page_cache = "cold"\n'])
+def test_a_stored_plan_comes_back_equal(tmp_path: Path, keys: str) -> None:
     """What run.json holds is enough to resume with exactly the same plan."""
-    made = plan_file.from_toml(write(tmp_path, GOOD))
+    made = plan_file.from_toml(write(tmp_path, keys + GOOD))
     assert plan_file.from_run(json.loads(json.dumps(jsonable(made)))) == made
 
 
@@ -284,3 +288,24 @@ def test_many_at_once_are_judged_by_the_last_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="20 instances of 'w' at once may use 512 MiB each"):
         plan.check_against_host(made, cpus=2, memory_bytes=20 * (512 << 20) - 1)
     plan.check_against_host(made, cpus=2, memory_bytes=20 * (512 << 20))
+
+
+@pytest.mark.parametrize("arm", arms.NEVER_COLD)
+def test_an_arm_that_is_never_cold_is_refused_with_its_reason(tmp_path: Path, arm: str) -> None:
+    """Before the run; by default every arm starts warm, and the rule in force says which."""
+    text = GOOD.replace('"container"', f'"{arm}", "container"', 1)
+    assert arm in text
+    assert "warm on the host" in plan_file.from_toml(write(tmp_path, text)).fairness()["page_cache"]
+    with pytest.raises(BadInput) as refused:
+        plan_file.from_toml(write(tmp_path, 'page_cache = "cold"\n' + text))
+    assert f"{arm} cannot start from a cold" in refused.value.message
+    assert arms.NEVER_COLD[arm] in refused.value.message
+    made = plan_file.from_toml(write(tmp_path, 'page_cache = "cold"\n' + GOOD))
+    assert made.fairness()["page_cache"].startswith("cold: ")
+
+
+def test_a_calibration_is_never_cold(tmp_path: Path) -> None:
+    """It measures warm starts, and says so to a plan that wants others."""
+    path = write(tmp_path, 'page_cache = "cold"\n' + GOOD)
+    done = faults.hvct("calibrate", "--plan", path, "--dry-run")
+    done.says(2, "a calibration is of warm starts", "warm")

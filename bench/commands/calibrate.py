@@ -18,7 +18,8 @@ from bench.commands import compare
 from bench.commands.console import Console
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
-from bench.model import Scale
+from bench.errors import BadInput
+from bench.model import PageCache, Scale
 from bench.numbers import format_percent, format_value
 from bench.plan import Plan, default_primary
 from bench.stats.noise import SIZES, Noise
@@ -59,6 +60,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         BadInput: as for a comparison; or too few blocks.
     """
     made, names = compare.planned(options), compare.named_arms(options)
+    if made is not None and made.page_cache is PageCache.COLD:
+        raise BadInput("a calibration is of warm starts", 'give it a plan with page_cache = "warm"')
     chosen = made.workloads if made else compare.named_work(options)[1]
     names = names or (made.arms if made else DEFAULT_ARMS)
     blocks = DEFAULT_BLOCKS if options.blocks is None else options.blocks

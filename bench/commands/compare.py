@@ -39,7 +39,7 @@ from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
-from bench.model import Outcome, Workload
+from bench.model import Outcome, PageCache, Workload
 from bench.owner import handed_over
 from bench.plan import Plan
 from bench.schedule import Slot
@@ -277,7 +277,8 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "receipts": [],
         "descriptions": {},
     }
-    if chosen.experiment != schedule.AGAINST_ITSELF:
+    # What a calibration measures is warm starts.
+    if chosen.experiment != schedule.AGAINST_ITSELF and chosen.page_cache is PageCache.WARM:
         run["calibration"] = calibration.floors(
             run["host"],
             run["plan"]["workloads"],
