@@ -207,7 +207,8 @@ def chaos(session: nox.Session) -> None:
     asked = {"HVCT_CHAOS_ROUNDS": "300", "HVCT_CHAOS_MACHINES": "1"}
     env = {name: os.environ.get(name, value) for name, value in asked.items()}
     session.run(
-        sys.executable, "-m", "pytest", "tests/test_faults_chaos.py", *session.posargs, env=env
+        sys.executable, "-m", "pytest", "--timeout=0", "tests/test_faults_chaos.py",
+        *session.posargs, env=env,
     )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def new_tag() -> str:
 
 @contextmanager
 def open_run(
-    run_dir: Path,
+    run_dir: Path | None,
     *,
     log_dir: Path | None = None,
     network: bool = False,
@@ -119,7 +119,8 @@ def open_run(
     """Journal a run, make its runtime folder (and bridge), and undo all of it at the end.
 
     Args:
-        run_dir: the results folder, named in messages.
+        run_dir: the results folder, named in messages; None for a run that keeps none: then all
+            that it writes lies in its runtime folder and goes with that, however it ends.
         log_dir: where consoles and worker logs go; ``run_dir/logs`` by default, created.
         network: make the run's bridge.
 
@@ -128,10 +129,10 @@ def open_run(
     """
     from bench import cleanup  # it reads journals, so it imports this module
 
-    logs = log_dir or run_dir / "logs"
     journal = _write_new(run_dir, libvirt_uri)
     try:
         runtime_dir = runtime_root() / journal.tag
+        logs = log_dir or (run_dir or runtime_dir) / "logs"
         for folder, mode in ((runtime_dir, 0o755), (logs, 0o777)):
             try:
                 folder.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def cleanup_argv(tag: str) -> tuple[str, ...]:
     return (sys.executable, "-c", CLEANUP_CODE, str(Path(__file__).parent.parent), tag)
 
 
-def _write_new(run_dir: Path, libvirt_uri: str) -> Journal:
+def _write_new(run_dir: Path | None, libvirt_uri: str) -> Journal:
     """Write a record under a tag that nobody has, complete from the moment it is visible."""
     from bench.cache import cache_dir
 
@@ -173,11 +174,12 @@ def _write_new(run_dir: Path, libvirt_uri: str) -> Journal:
                 f"{root} is somebody else's", "set XDG_RUNTIME_DIR to a folder of yours"
             )
         for _ in range(100):
+            tag = new_tag()
             journal = Journal(
-                tag=new_tag(),
+                tag=tag,
                 pid=os.getpid(),
                 start_ticks=start_ticks(os.getpid()),
-                run_dir=str(run_dir.absolute()),
+                run_dir=str((run_dir or root / tag).absolute()),
                 libvirt_uri=libvirt_uri,
                 cache_dir=str(cache_dir()),
                 since=time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -142,6 +142,11 @@ class Harness:
             assert time.monotonic() < deadline, self.end()
             time.sleep(0.01)
 
+    def catches(self, number: int) -> bool:
+        """Whether it has a handler for a signal."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Ctrl-C, as a terminal sends it: to the whole foreground process group."""
         os.killpg(self.process.pid, number)

@@ -8,10 +8,8 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench import arms, host, journal, registry, store
 from bench.cleanup import clean_dead
@@ -111,12 +109,7 @@ def probe(options: argparse.Namespace, names: Sequence[str]) -> list[Capability]
         names = tuple(ROOTLESS)
     clean_dead()
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="hvct-doctor-") as folder,
-        journal.open_run(
-            Path(folder), libvirt_uri=options.libvirt_uri, kernel=options.kernel
-        ) as context,
-    ):
+    with journal.open_run(None, libvirt_uri=options.libvirt_uri, kernel=options.kernel) as context:
         for arm in arms.resolve(names):
             if sys.stderr.isatty():
                 print(f"\rtrying {arm.name} … \033[K", end="", file=sys.stderr, flush=True)

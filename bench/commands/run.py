@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,11 +86,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def log_folder(chosen: Path | None) -> Iterator[Path]:
-    """Where the logs of this instance go: a folder to keep, or one that is removed."""
+def log_folder(chosen: Path | None) -> Iterator[Path | None]:
+    """The folder that keeps the logs of this instance, if they are to be kept."""
     if chosen is None:
-        with tempfile.TemporaryDirectory(prefix="hvct-run-") as folder:
-            yield Path(folder)
+        yield None
         return
     try:
         make_folder(chosen)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +52,12 @@ def main(options: argparse.Namespace) -> int:
     need_root()
     with (
         journal.exclusive(options.wait, told=waiting),
-        tempfile.TemporaryDirectory(prefix="hvct-selfcheck-") as folder,
         contextlib.ExitStack() as stack,
     ):
         clean_dead()
         with (
             journal.open_run(
-                Path(folder),
+                None,
                 network=True,
                 libvirt_uri=options.libvirt_uri,
                 kernel=options.kernel,
@@ -77,7 +75,12 @@ def main(options: argparse.Namespace) -> int:
                 one
                 for number, part in enumerate(parts)
                 for one in measure(
-                    part, Path(folder) / f"run-{number}", backends, context, cache, options.quiet
+                    part,
+                    context.runtime_dir / f"run-{number}",
+                    backends,
+                    context,
+                    cache,
+                    options.quiet,
                 )
             ]
     if options.json:

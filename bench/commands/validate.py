@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -145,13 +144,10 @@ def run(parts: Sequence[str], options: argparse.Namespace) -> Sheet:
         "capabilities": {},
     }
     sheet = Sheet(about)
-    with (
-        tempfile.TemporaryDirectory(prefix="hvct-validate-") as folder,
-        open_stages(sys.stderr) as stages,
-    ):
+    with open_stages(sys.stderr) as stages:
         with (
             journal.open_run(
-                Path(folder),
+                None,
                 network=bool({"network", "spike-ins"} & set(parts)),
                 libvirt_uri=options.libvirt_uri,
                 kernel=options.kernel,
@@ -159,7 +155,7 @@ def run(parts: Sequence[str], options: argparse.Namespace) -> Sheet:
             SharedCache(context.tag) as cache,
             contextlib.ExitStack() as stack,
         ):
-            validation = Validation(sheet, context, cache, Path(folder), stages.stage)
+            validation = Validation(sheet, context, cache, context.runtime_dir, stages.stage)
             open_arms(validation, stack, parts)
             for part in parts:
                 RUN[part](validation)
