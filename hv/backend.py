@@ -39,7 +39,7 @@ from bench.model import (
 )
 from hv import memory, network, rootfs
 from hv.architecture import here
-from hv.connection import Connection, DomainLink
+from hv.connection import AGAIN, Connection, DomainLink, WorkerLost
 from hv.domain import (
     DEFAULT_RAM_BYTES,
     MACHINES,
@@ -178,6 +178,8 @@ class VmBackend:
         try:
             version = self.ready()
             verdict = self.verdict
+        except WorkerLost:
+            raise
         except HvctError as error:
             return Capability(self.name, False, error.message, error.hint)
         return Capability(
@@ -477,12 +479,14 @@ class VmBackend:
         size = memory.Size(DEFAULT_RAM_BYTES)
         archive = self._archive(spec)
         deadline_ns = time.monotonic_ns() + int(BOOT_LIMIT_S * 1e9)
-        with self._launch(spec, archive, size, verdict, whole=False) as instance:
-            try:
+        try:
+            with self._launch(spec, archive, size, verdict, whole=False) as instance:
                 if instance.wait(Event.INIT, deadline_ns):
                     return ""
-            except LaunchFailed as failure:
-                return f"the guest kernel does not boot under it: {failure.message}"
+        except LaunchFailed as failure:
+            if self._connection is not None and not self._connection.alive:
+                raise WorkerLost(f"the VM worker has ended: {failure.message}", AGAIN) from failure
+            return f"the guest kernel does not boot under it: {failure.message}"
         return f"the guest kernel did not reach its init within {BOOT_LIMIT_S:.0f} s"
 
 

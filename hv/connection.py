@@ -25,6 +25,7 @@ from bench.errors import HostCannot, LaunchFailed
 from bench.model import DiskUsage
 from hv.emulator import Emulator
 
+AGAIN = "run it again"
 LIBVIRT_MISSING = "install libvirt-daemon-driver-qemu and libvirt-python, or run ./hvct setup"
 SOCKET_PATH_MOST = 107  # sun_path of unix(7), without its NUL
 _READY_LIMIT_S = 60.0
@@ -205,6 +206,10 @@ class DomainLink:
             self.channel = None
 
 
+class WorkerLost(LaunchFailed):
+    """The worker was killed: this says nothing about the host, nor about the guest."""
+
+
 class Connection:
     """The worker process of one backend, and through it libvirt. A context manager.
 
@@ -329,6 +334,7 @@ class Connection:
         ]
 
     def _await_ready(self) -> None:
+        assert self._process is not None
         self._control.settimeout(_READY_LIMIT_S)
         try:
             data = self._control.recv(1 << 16)
@@ -340,6 +346,11 @@ class Connection:
             number = int(answer["libvirt"])
             self.libvirt_version = f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
             return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_LIMIT_S)
+        if (self._process.returncode or 0) < 0:
+            name = signal.Signals(-self._process.returncode).name
+            raise WorkerLost(f"the VM worker was ended by {name} before it was ready", AGAIN)
         reason = str(answer.get("message", "")) or self._last_words()
         if "No module named 'libvirt" in reason:
             raise HostCannot("libvirt's Python binding is not installed", LIBVIRT_MISSING)

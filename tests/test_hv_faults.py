@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import LaunchFailed
 from bench.journal import open_run
-from bench.model import Event, Image, InstanceSpec, Limits, MemoryBasis
+from bench.model import Accelerator, Event, Image, InstanceSpec, Limits, MemoryBasis
 from hv.backend import VmBackend
+from hv.connection import WorkerLost
+from hv.probe import Verdict
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 ENV = (("PATH", "/bin"),)
@@ -225,3 +228,28 @@ def test_missing_qemu_is_said(context: RunContext, monkeypatch: pytest.MonkeyPat
     with VmBackend(context) as arm:
         found = arm.probe()
     assert not found.usable and "qemu-system-x86" in found.remedy
+
+
+def test_a_worker_killed_in_the_probe_says_nothing_of_the_host(tmp_path: Path) -> None:
+    """Not "libvirt is missing": the command ends, to be run again."""
+    with open_run(tmp_path) as run, VmBackend(run) as backend, ThreadPoolExecutor(1) as pool:
+        probing = pool.submit(backend.probe)
+        assert until(lambda: bool(marked(run.tag)))
+        os.kill(marked(run.tag)[0], signal.SIGKILL)
+        with pytest.raises(WorkerLost, match="SIGKILL before it was ready"):
+            probing.result()
+        assert backend.probe().usable
+
+
+def test_a_worker_killed_while_the_probe_boots_is_no_verdict(
+    backend: VmBackend, context: RunContext
+) -> None:
+    """It does not count as a guest that does not boot, which would be kept: no KVM here."""
+    verdict = Verdict(Accelerator("tcg", "the quickest that works here"))
+    with ThreadPoolExecutor(1) as pool:
+        booting = pool.submit(backend.try_boot, verdict)
+        assert until(lambda: len(marked(context.tag)) > 1, 20.0)  # the worker, and QEMU
+        os.kill(backend.connection.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLost):
+            booting.result()
+    assert backend.try_boot(verdict) == ""
