@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.numbers import RATIO_UNIT
@@ -19,6 +22,7 @@ from reports.drawing import (
     canvas,
     legend,
     log_axis,
+    row_labels,
     style,
     tag,
     widest_in,
@@ -66,11 +70,12 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
     )
     for (axes,), (label, rows) in zip(grid, panels, strict=True):
         left, right = _bounds(rows)
+        _ratio_rows(run, axes, list(enumerate(rows)), left, right)
         for y, row in enumerate(rows):
-            _row(run, axes, row, y, left, right)
             axes.text(1.015, y, _ratio_text(row), transform=axes.get_yaxis_transform(),
                       va="center", fontsize=7)  # fmt: skip
-        _finish(axes, [_label(row) for row in rows], left, right)
+        row_labels(axes, enumerate(_label(row) for row in rows), 7.5)
+        _finish(axes, left, right, (len(rows) - 0.4, -0.6))
         axes.set_title(label)
     return (
         figure,
@@ -171,16 +176,11 @@ def _ratios(
         above_in=0.05,
     )
     axes = grid[0][0]
-    with_ratio = [row for row in every if ratio_of(row) is not None]
-    left, right = _bounds(with_ratio)
-    for place, row in places:
-        if ratio_of(row) is not None:
-            _row(run, axes, row, place, left, right, height=0.14)
-    marks = sorted([*labels, *heads])
-    _finish(axes, [text for _, text in marks], left, right, [at for at, _ in marks], y + 0.8)
-    for mark, text in zip(marks, axes.get_yticklabels(), strict=True):
-        if mark in heads:
-            text.set_fontweight("bold")
+    left, right = _bounds(every)
+    with_places = [(place, row) for place, row in places if ratio_of(row) is not None]
+    _ratio_rows(run, axes, with_places, left, right, height=0.14)
+    row_labels(axes, sorted([*labels, *heads]), 7.0, {at for at, _ in heads})
+    _finish(axes, left, right, (y + 0.8, -1.6))
     if beside:
         axes.set_xlabel("ratio")
         _differences(run, grid[0][1], places, y + 0.8)
@@ -214,17 +214,13 @@ def _differences(
                         if math.isfinite(end))]) * 1.25  # fmt: skip
     axes.axvspan(-1, 1, color=BAND, lw=0, zorder=0)
     axes.axvline(0.0, color=INK, lw=0.7, zorder=1)
-    for y, row, (estimate, low, high) in drawn:
-        ink = style(run, row.arm)
-        ends = [min(max(end, -reach), reach) for end in (low, high)]
-        (line,) = axes.plot(ends, [y, y], color=ink.colour, lw=1.3, solid_capstyle="butt", ls="-",
-                            marker="|", ms=3.4, mew=1.0)  # fmt: skip
-        (point,) = axes.plot([estimate], [y], marker=ink.marker, color=ink.colour, ls="", ms=4.0,
-                             mfc=ink.colour if row.judged else PAPER, zorder=3)  # fmt: skip
-        tag(line, run, row.arm)
-        said = row.effect.text if row.effect else ""
-        tag(point, run, row.arm, f"{row.title}, {row.pair}: {said}, margin {row.margin_text}, "
-            f"{row.verdict_text}")  # fmt: skip
+    marks = []
+    for y, row, (estimate, *ends) in drawn:
+        low, high = (min(max(end, -reach), reach) for end in ends)
+        size = row.effect.text if row.effect else ""
+        said = f"{row.title}, {row.pair}: {size}, margin {row.margin_text}, {row.verdict_text}"
+        marks.append(_Mark(y, row.arm, row.judged, estimate, low, high, said))
+    _draw(run, axes, marks)
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlim(-reach if any(known[1] < -1 for _, _, known in drawn) else -2.0, reach)
     far = [10.0**n for n in range(int(math.log10(reach)) + 1)]
@@ -261,38 +257,76 @@ def _bounds(rows: Sequence[Comparison]) -> tuple[float, float]:
     return low / 10 ** (spread * 0.06), high * 10 ** (spread * 0.06)
 
 
-def _row(
-    run: RunReport, axes: Axes, row: Comparison, y: float, left: float, right: float,
-    height: float = 0.42,
-) -> None:  # fmt: skip
-    effect = ratio_of(row)
-    assert effect is not None
-    drawn = style(run, row.arm)
-    margin = next((m.margin for m in run.metrics if m.name == row.metric), None)
-    if margin and row.effect is effect:
-        axes.fill_betweenx(
-            [y - height, y + height], 1 / (1 + margin), 1 + margin, color=BAND, lw=0, zorder=0
-        )
-    ends = (effect.low or left, effect.high or right)
-    shown = [min(max(end, left), right) for end in ends]
-    (line,) = axes.plot(shown, [y, y], color=drawn.colour, lw=1.3, solid_capstyle="butt", ls="-",
-                        marker="|", ms=3.4, mew=1.0)  # fmt: skip
-    tag(line, run, row.arm)
-    (point,) = axes.plot([effect.estimate or 1.0], [y], marker=drawn.marker, color=drawn.colour,
-                         mfc=drawn.colour if row.judged else PAPER, ms=4.0, ls="",
-                         zorder=3)  # fmt: skip
-    tag(point, run, row.arm, f"{row.title}, {row.pair}: {effect.text}, {row.verdict_text}")
+@dataclass(frozen=True)
+class _Mark:
+    """One effect of a chart: where its row is, its marker, its interval, and what is said of it."""
+
+    y: float
+    arm: str
+    judged: bool
+    estimate: float
+    low: float
+    high: float
+    tip: str
 
 
-def _finish(
-    axes: Axes, labels: Sequence[str], left: float, right: float,
-    at: Sequence[float] | None = None, last: float | None = None,
+def _draw(run: RunReport, axes: Axes, marks: Sequence[_Mark]) -> None:
+    """All effects of one panel.
+
+    One artist for all intervals of an arm and one for all its markers of a kind: an artist for
+    each would make drawing them the longest part of a report.
+    """
+    for arm in run.arms:
+        mine = [mark for mark in marks if mark.arm == arm.name]
+        if not mine:
+            continue
+        ink = style(run, arm.name)
+        (line,) = axes.plot(
+            [x for mark in mine for x in (mark.low, mark.high, math.nan)],  # nan: lift the pen
+            [y for mark in mine for y in (mark.y, mark.y, math.nan)],
+            color=ink.colour, lw=1.3, solid_capstyle="butt", ls="-", marker="|", ms=3.4, mew=1.0,
+        )  # fmt: skip
+        tag(line, run, arm.name)
+        for judged in (False, True):
+            shown = [mark for mark in mine if mark.judged == judged]
+            if shown:
+                (points,) = axes.plot(
+                    [mark.estimate for mark in shown], [mark.y for mark in shown],
+                    marker=ink.marker, color=ink.colour, mfc=ink.colour if judged else PAPER,
+                    ms=4.0, ls="", zorder=3,
+                )  # fmt: skip
+                tag(points, run, arm.name, *(mark.tip for mark in shown))
+
+
+def _ratio_rows(
+    run: RunReport, axes: Axes, places: Sequence[tuple[float, Comparison]], left: float,
+    right: float, height: float = 0.42,
 ) -> None:  # fmt: skip
+    """Each row's ratio, and a band of its margin where it is judged as a ratio."""
+    margins = {metric.name: metric.margin for metric in run.metrics}
+    marks = []
+    bands = []
+    for y, row in places:
+        effect = ratio_of(row)
+        assert effect is not None
+        margin = margins.get(row.metric)
+        if margin and row.effect is effect:
+            inner, outer = 1 / (1 + margin), 1 + margin
+            bands.append([(inner, y - height), (outer, y - height), (outer, y + height),
+                          (inner, y + height), (inner, y - height)])  # fmt: skip
+        ends = (effect.low or left, effect.high or right)
+        low, high = (min(max(end, left), right) for end in ends)
+        said = f"{row.title}, {row.pair}: {effect.text}, {row.verdict_text}"
+        marks.append(_Mark(y, row.arm, row.judged, effect.estimate or 1.0, low, high, said))
+    if bands:
+        outline = Path.make_compound_path(*(Path(corners, closed=True) for corners in bands))
+        axes.add_patch(PathPatch(outline, facecolor=BAND, lw=0, zorder=0))
+    _draw(run, axes, marks)
+
+
+def _finish(axes: Axes, left: float, right: float, rows: tuple[float, float]) -> None:
     axes.axvline(1.0, color=INK, lw=0.7, zorder=1)
-    axes.set_yticks(range(len(labels)) if at is None else at, labels)
-    bottom = len(labels) - 0.4 if last is None else last
-    axes.set_ylim(bottom, -0.6 if last is None else -1.6)
-    axes.tick_params(axis="y", length=0, labelsize=7.5 if at is None else 7.0)
+    axes.set_ylim(*rows)
     axes.spines["left"].set_visible(False)
     log_axis(axes, RATIO_UNIT, left, right)
     axes.grid(axis="x")
@@ -331,10 +365,9 @@ def efficiency(run: RunReport) -> tuple[Figure, str, str] | None:
                 axes.plot([middle.median] * 2, [y - 0.38, y + 0.38], color=INK, lw=1.4, ls="-")
                 axes.text(1.015, y, middle.text, transform=axes.get_yaxis_transform(),
                           va="center", fontsize=7)  # fmt: skip
-        axes.set_yticks(range(len(groups[name])), [run.arm(i.arm).label for i in groups[name]])
+        row_labels(axes, enumerate(run.arm(item.arm).label for item in groups[name]), 7.5)
         axes.set_ylim(len(groups[name]) - 0.4, -0.6)
         axes.set_xlim(0, axes.get_xlim()[1])
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel(unit, fontsize=7)
         axes.grid(axis="x")
         axes.set_axisbelow(True)

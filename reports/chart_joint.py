@@ -8,7 +8,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.numbers import RATIO_UNIT
-from reports.drawing import INK, PAPER, STYLES, canvas, legend, log_axis, tag, widest_in
+from reports.drawing import (
+    INK,
+    PAPER,
+    STYLES,
+    canvas,
+    legend,
+    log_axis,
+    row_labels,
+    tag,
+    widest_in,
+)
 from reports.model import JointRow, ReportData
 
 MOST_ROWS = 36
@@ -43,9 +53,8 @@ def joint_forest(data: ReportData) -> tuple[Figure, str, str] | None:
                                  mfc=PAPER, ms=4, ls="", zorder=3)  # fmt: skip
             tag(point, None, "", f"{cell.run}: {labels[y]}: {cell.text}, {cell.verdict}")
     axes.axvline(1.0, color=INK, lw=0.7, zorder=1)
-    axes.set_yticks(range(len(rows)), labels)
+    row_labels(axes, enumerate(labels), 7.0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, labelsize=7)
     axes.spines["left"].set_visible(False)
     log_axis(axes, RATIO_UNIT, left, right)
     axes.grid(axis="x")

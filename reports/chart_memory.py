@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.numbers import format_value
-from reports.drawing import FAINT, PAPER, bytes_axis, canvas, style, tag, widest_in
+from reports.drawing import FAINT, PAPER, bytes_axis, canvas, row_labels, style, tag, widest_in
 from reports.model import RunReport
 
 
@@ -61,10 +61,8 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
         if place >= len(shown):
             axes.set_visible(False)
             continue
-        _memory_panel(run, axes, shown[place].name, values)
+        _memory_panel(run, axes, shown[place].name, values, named=not place % columns)
         axes.set_title(shown[place].title)
-        if place % columns:
-            axes.tick_params(labelleft=False)
     return (
         figure,
         "Memory, by four definitions",
@@ -77,8 +75,9 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
 
 
 def _memory_panel(
-    run: RunReport, axes: Axes, workload: str, values: Mapping[tuple[str, str, str], float | None]
-) -> None:
+    run: RunReport, axes: Axes, workload: str,
+    values: Mapping[tuple[str, str, str], float | None], *, named: bool,
+) -> None:  # fmt: skip
     labels = ["charged (cgroup)", *(label for _, label in DEFINITIONS)]
     ticks: list[tuple[float, str]] = []
     y = 0.0
@@ -108,10 +107,12 @@ def _memory_panel(
             axes.annotate(text, (max(total or 0.0, left, 0.0), y), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=6.5)  # fmt: skip
         y += 1.3
-    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    if named:
+        row_labels(axes, ticks, 6.5)
+    else:
+        axes.set_yticks([])
     axes.set_ylim(y - 0.5, -0.8)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
-    axes.tick_params(axis="y", length=0, labelsize=6.5)
     bytes_axis(axes, axes.get_xlim()[1])
     axes.grid(axis="x")
     axes.set_axisbelow(True)

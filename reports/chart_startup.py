@@ -21,6 +21,7 @@ from reports.drawing import (
     legend,
     log_axis,
     quantity,
+    row_labels,
     style,
     tag,
     widest_in,
@@ -128,10 +129,9 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
             if last is not None:
                 axes.annotate(last.at_text, (left, y), xytext=(4, 0), textcoords="offset points",
                               va="center", fontsize=7)  # fmt: skip
-        axes.set_yticks(range(len(names)), [workload.title for workload in names])
+        row_labels(axes, enumerate(workload.title for workload in names), 7.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, (longest or 1.0) * 1.1)
-        axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "s")))
         axes.grid(axis="x")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ PHASE_INKS = (0, 1, 0, 0, 1, 0, 0)  # 1: light text on it
 SETTINGS: Any = {
     "svg.hashsalt": "hvct",  # ids from content, not from chance
     "svg.fonttype": "none",  # words stay words: they can be searched and read aloud
+    "pdf.fonttype": 42,  # the same in print
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
@@ -259,6 +260,26 @@ def distributions(run: RunReport, workload: str) -> list[Distribution]:
         if curves:
             return curves
     return []
+
+
+def row_labels(
+    axes: Axes, labels: Iterable[tuple[float, str]], size_pt: float, bold: Collection[float] = ()
+) -> None:
+    """Name rows at the left of a panel, where the labels of ticks would stand.
+
+    As plain texts: a tick takes ten times as long to make, and some charts have a hundred rows.
+
+    Args:
+        labels: where each row is on the y axis, and its name.
+        bold: the places of headings.
+    """
+    axes.set_yticks([])
+    for y, text in labels:
+        axes.annotate(
+            text, (0.0, y), xytext=(-3.5, 0.0), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", ha="right", va="center_baseline", fontsize=size_pt,
+            fontweight="bold" if y in bold else "normal", annotation_clip=False,
+        )  # fmt: skip
 
 
 def arm_keys(run: RunReport) -> list[Line2D]:
