@@ -1,13 +1,15 @@
-"""All pictures of a report, drawn once, the same in HTML and PDF."""
+"""All pictures of a report: made once, then drawn as SVG for the screen and as PDF for print."""
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import matplotlib
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from reports.chart_costs import ledger
@@ -22,12 +24,41 @@ from reports.model import ReportData, RunReport
 
 @dataclass(frozen=True)
 class Picture:
-    """One chart: `svg` is complete and self-contained; `caption` says how to read it."""
+    """One chart.
 
-    slug: str
+    Attributes:
+        id: what the ids inside the chart begin with, unlike that of any other in the report.
+        caption: how to read it.
+    """
+
+    id: str
     title: str
     caption: str
-    svg: str
+    figure: Figure
+
+    @property
+    def height(self) -> float:
+        """Of its width."""
+        width_in, height_in = self.figure.get_size_inches()
+        return float(height_in / width_in)
+
+    @property
+    def svg(self) -> str:
+        """Complete and self-contained, the same text each time."""
+        with matplotlib.rc_context(SETTINGS):
+            return as_svg(self.figure, self.id, self.title)
+
+
+def as_pdf(pictures: Iterable[Picture]) -> bytes:
+    """One page for each picture, the same bytes each time; words stay words."""
+    made = io.BytesIO()
+    with (
+        matplotlib.rc_context(SETTINGS),
+        PdfPages(made, metadata={"CreationDate": None}) as pages,
+    ):
+        for picture in pictures:
+            pages.savefig(picture.figure)
+    return made.getvalue()
 
 
 def plain(text: str) -> str:
@@ -36,7 +67,7 @@ def plain(text: str) -> str:
 
 
 def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
-    """All charts this run has data for, by slug; ids inside begin with `prefix`."""
+    """All charts this run has data for, by slug; their ids begin with `prefix`."""
     makers: dict[str, Callable[[RunReport], tuple[Figure, str, str] | None]] = {
         "forest": forest,
         "forest-all": all_forest,
@@ -56,9 +87,7 @@ def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
             drawn = make(run)
             if drawn is not None:
                 figure, title, caption = drawn
-                made[slug] = Picture(
-                    slug, title, caption, as_svg(figure, f"{prefix}{plain(slug)}", title)
-                )
+                made[slug] = Picture(f"{prefix}{plain(slug)}", title, caption, figure)
     return made
 
 
@@ -69,4 +98,4 @@ def joint(data: ReportData) -> Picture | None:
         if drawn is None:
             return None
         figure, title, caption = drawn
-        return Picture("joint", title, caption, as_svg(figure, "joint", title))
+        return Picture("joint", title, caption, figure)

@@ -6,7 +6,6 @@ that follow dark mode on screen, and contents with page numbers in print.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -22,20 +21,41 @@ from reports.tables import Tables, columns
 MOST_HEADLINES = 11
 
 
-Pictures = list[dict[str, charts.Picture]]
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The charts of a report, for the screen and the PDF: of every run, and of all together."""
+
+    runs: list[dict[str, charts.Picture]]
+    joint: charts.Picture | None
+
+    @property
+    def every(self) -> list[charts.Picture]:
+        """All of them."""
+        return [
+            *([self.joint] if self.joint else []),
+            *(picture for run in self.runs for picture in run.values()),
+        ]
 
 
 def draw(data: ReportData) -> Pictures:
-    """The charts of every run, drawn once for the screen and the PDF."""
+    """The charts of every run."""
     single = len(data.runs) == 1
-    return [charts.pictures(run, _prefix(n, single)) for n, run in enumerate(data.runs)]
+    return Pictures(
+        [charts.pictures(run, _prefix(n, single)) for n, run in enumerate(data.runs)],
+        charts.joint(data),
+    )
+
+
+def place(picture: charts.Picture) -> str:
+    """The id of the box that the page made for print leaves empty for a chart."""
+    return f"chart-{picture.id}"  # as reports.layout looks for them
 
 
 def document(data: ReportData, pictures: Pictures, *, for_print: bool = False) -> str:
     """The whole page.
 
     Args:
-        pictures: from `draw`.
+        pictures: from `draw`; in print there are empty boxes in their places.
         for_print: with page numbers and everything unfolded, for the PDF.
     """
     environment = jinja2.Environment(
@@ -61,13 +81,12 @@ def _prefix(number: int, single: bool) -> str:
 def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str, Any]:
     single = len(data.runs) == 1
     runs = [
-        _run(run, pictures[n], _prefix(n, single), for_print=for_print)
+        _run(run, pictures.runs[n], _prefix(n, single), for_print=for_print)
         for n, run in enumerate(data.runs)
     ]
     metrics = {metric.name: metric for run in data.runs for metric in run.metrics}
     sheets = ["report.css", "print.css" if for_print else "screen.css"]
     first = data.runs[0]
-    joint = charts.joint(data)
     contents = _contents(runs, [item.scope for item in data.merged])
     half = (len(contents) + 1) // 2
     return {
@@ -85,9 +104,11 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
         "metrics": list(metrics.values()),
         "joint": _joint(data),
         "joint_picture": _picture(
-            joint, [(run["id"], f"{run['prefix']}samples") for run in runs], for_print=for_print
+            pictures.joint,
+            [(run["id"], f"{run['prefix']}samples") for run in runs],
+            for_print=for_print,
         )
-        if joint
+        if pictures.joint
         else None,
         "raws": {run.id: Tables(run, _prefix(n, single)).anchor for n, run in enumerate(data.runs)},
         "agreement": data.agreement,
@@ -227,7 +248,7 @@ def _picture(
         "title": picture.title,
         "caption": picture.caption,
         "raw": raw,
-        "svg": _embedded(picture) if for_print else _themed(picture.svg),
+        "svg": _box(picture) if for_print else _themed(picture.svg),
     }
 
 
@@ -261,10 +282,8 @@ def _arm(arm: Arm) -> dict[str, str]:
             "version": arm.version, "how": how}  # fmt: skip
 
 
-def _embedded(picture: charts.Picture) -> str:
-    """A chart as an image: thousands of its elements then stay out of the page's style."""
-    data = base64.b64encode(picture.svg.encode()).decode()
-    return f'<img alt="{picture.title}" src="data:image/svg+xml;base64,{data}">'
+def _box(picture: charts.Picture) -> str:
+    return f'<div id="{place(picture)}" style="padding-top: {picture.height:.2%}"></div>'
 
 
 def _themed(svg: str) -> str:

@@ -1,25 +1,65 @@
-"""The same page as a PDF, with page numbers, contents and bookmarks."""
+"""The same page as a PDF, with page numbers, contents and bookmarks.
+
+Charts do not go through the layout: it would read and draw each of their thousands of elements
+in Python, which took as long as everything else. The page made for print has empty boxes in their
+places, and the charts, drawn as PDF by the library that made them, are laid over these.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-LOGGERS = ("weasyprint", "fontTools")
+from bench.command import run
+
+POINTS_PER_PIXEL = 0.75
+LAYOUT = Path(__file__).with_name("layout.py")
 
 
-def render(page: str) -> bytes:
-    """Turn the page made for print into a PDF; the same page gives the same bytes."""
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    import weasyprint  # 0.7 s, and wanted for PDFs only
+def lay_out(page: str) -> bytes:
+    """The layout of a page made for print, by a process of its own: for `with_charts`.
 
-    made: bytes = weasyprint.HTML(
-        string=page,
-        # Only what the page itself holds; anything else is an error, never a request.
-        url_fetcher=weasyprint.URLFetcher(allowed_protocols=["data"], fail_on_errors=True),
-    ).write_pdf(
-        # An identifier from the content: chance would make every file another one.
-        pdf_identifier=hashlib.sha256(page.encode()).hexdigest()[:32].encode(),
-    )
-    return made
+    Raises:
+        HvctError: it failed.
+    """
+    # -P: this folder has modules with names of the standard library's.
+    return run([sys.executable, "-P", LAYOUT], input_bytes=page.encode())
+
+
+def with_charts(laid_out: bytes, places: Mapping[str, int], charts: bytes) -> bytes:
+    """The PDF, with each chart in its place; the same page and charts give the same bytes.
+
+    Args:
+        laid_out: from `lay_out`.
+        places: id of each box for a chart → number of its page among the charts, from 0.
+        charts: one page for each chart; it becomes as wide as the text.
+    """
+    import pikepdf
+
+    line, _, sheets = laid_out.partition(b"\n")
+    written = io.BytesIO()
+    with pikepdf.open(io.BytesIO(sheets)) as pdf, pikepdf.open(io.BytesIO(charts)) as drawn:
+        for sheet, boxes in zip(pdf.pages, json.loads(line), strict=True):
+            _, _, sheet_width, sheet_height = map(float, sheet.mediabox)
+            if boxes:  # the layout leaves its own coordinates behind
+                sheet.contents_add(b"q\n", prepend=True)
+                sheet.contents_add(b"Q\n")
+            for name, (x, y) in boxes.items():
+                chart = drawn.pages[places[name]]
+                _, _, width, height = map(float, chart.mediabox)
+                left, top = x * POINTS_PER_PIXEL, sheet_height - y * POINTS_PER_PIXEL
+                right = sheet_width - left  # margins are alike at both sides
+                bottom = top - (right - left) * height / width
+                # Not `add_overlay`: it names what it lays over by chance.
+                form = pdf.copy_foreign(chart.as_form_xobject())
+                own = sheet.add_resource(
+                    form, pikepdf.Name.XObject, pikepdf.Name(f"/Chart{places[name]}")
+                )
+                where = pikepdf.Rectangle(left, bottom, right, top)
+                sheet.contents_add(sheet.calc_form_xobject_placement(form, own, where))
+            sheet.contents_coalesce()
+        pdf.save(written, deterministic_id=True)
+    return written.getvalue()

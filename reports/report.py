@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -70,13 +71,14 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
         make_folder(folder)
     except OSError as error:
         raise oserror("mkdir", folder, error) from error
-    makers = _Makers(runs)
-    written = {}
-    for name in formats:
-        written[name] = folder / FORMATS[name]
-        _write(written[name], getattr(makers, name.replace("-", "_")))
-        hand_over(written[name])
-    return written
+    with ThreadPoolExecutor(1) as beside:
+        makers = _Makers(runs, beside)
+        if "pdf" in formats:
+            makers.begin_pdf()
+        for name in sorted(formats, key=lambda name: name == "pdf"):  # it is ready last
+            _write(folder / FORMATS[name], getattr(makers, name.replace("-", "_")))
+            hand_over(folder / FORMATS[name])
+    return {name: folder / FORMATS[name] for name in formats}
 
 
 def as_json(run_dirs: Sequence[Path]) -> str:
@@ -150,10 +152,16 @@ def _folder(run_dirs: Sequence[Path], runs: Sequence[Run]) -> Path:
 
 
 class _Makers:
-    """What writes each format to a path; numbers and charts are made once, when needed."""
+    """What writes each format to a path; numbers and charts are made once, when needed.
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    Args:
+        beside: waits for the layout of the PDF while the other formats are written.
+    """
+
+    def __init__(self, runs: Sequence[Run], beside: Executor) -> None:
         self.runs = runs
+        self.beside = beside
+        self.laid_out: Future[bytes] | None = None
 
     @cached_property
     def data(self) -> ReportData:
@@ -170,11 +178,23 @@ class _Makers:
 
         path.write_text(document(self.data, self.pictures), encoding="utf-8")
 
-    def pdf(self, path: Path) -> None:
+    def begin_pdf(self) -> None:
         from reports.html import document
-        from reports.pdf import render
+        from reports.pdf import lay_out
 
-        path.write_bytes(render(document(self.data, self.pictures, for_print=True)))
+        page = document(self.data, self.pictures, for_print=True)
+        self.laid_out = self.beside.submit(lay_out, page)
+
+    def pdf(self, path: Path) -> None:
+        from reports.charts import as_pdf
+        from reports.html import place
+        from reports.pdf import with_charts
+
+        assert self.laid_out is not None
+        shown = self.pictures.every
+        places = {place(picture): number for number, picture in enumerate(shown)}
+        charts = as_pdf(shown)
+        path.write_bytes(with_charts(self.laid_out.result(), places, charts))
 
     def json(self, path: Path) -> None:
         path.write_text(export.as_json(self.data), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -161,19 +161,30 @@ class Tables:
         return self.raw.get((metric, workload), self.all)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Every series under its metric and workload."""
+        """Every series under its metric and workload, as cells and as one line in columns."""
         places = {arm.name: n for n, arm in enumerate(self.run.arms)}
         labels = {arm.name: arm.label for arm in self.run.arms}
         groups: dict[tuple[str, str], list[Series]] = {}
         for item in self.run.series:
             groups.setdefault((item.metric, item.workload), []).append(item)
+        wide = [max(map(len, texts), default=0)
+                for texts in zip(*(_heads(item, labels) for item in self.run.series),
+                                 strict=True)]  # fmt: skip
         return [
             {
                 "id": self.raw[(metric, workload)],
                 "title": f"{self.metrics[metric].title if metric in self.metrics else metric}, "
                 f"{self.run.workload(workload).title}",
                 "rows": [
-                    {**asdict(item), "place": places[item.arm], "label": labels[item.arm]}
+                    {
+                        **asdict(item),
+                        "place": places[item.arm],
+                        "label": labels[item.arm],
+                        "line": "  ".join(
+                            text.ljust(width)
+                            for text, width in zip(_heads(item, labels), wide, strict=True)
+                        ),
+                    }
                     for item in sorted(rows, key=lambda item: places[item.arm])
                 ],
             }
@@ -269,3 +280,9 @@ class Tables:
             "Each pair: effect with its 95 % interval (pointwise); below, the other scale and n. "
             "A figure without a verdict is described, not judged.",
         }
+
+
+def _heads(item: Series, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What stands before the values of a series."""
+    lines = f"{item.first_line}–{item.last_line}"
+    return labels[item.arm], f"n = {item.n}", f"lines {lines}", item.unit

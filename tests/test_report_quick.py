@@ -140,6 +140,21 @@ def test_the_contents_lead_to_their_pages(files: dict[str, Path]) -> None:
     assert numbers == sorted(numbers) and numbers[0] > 1 and numbers[-1] <= pages(files["pdf"])
 
 
+def test_each_chart_is_on_the_page_of_its_caption(files: dict[str, Path]) -> None:
+    """Whatever is written in a chart of the HTML stands on the PDF's page with that caption."""
+    figures = re.findall(r"<figure>.*?</figure>", files["html"].read_text(), re.DOTALL)
+    assert len(figures) == 12
+    sheets = [page(files["pdf"], n + 1).replace(" ", "") for n in range(pages(files["pdf"]))]
+    for number, figure in enumerate(figures, 1):
+        (title,) = re.findall(r"<figcaption><b>(.*?)</b>", figure)
+        caption = f"Figure {number}. {title}".replace(" ", "")
+        (sheet,) = [text for text in sheets if caption in text]
+        drawn = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)<", figure)]
+        assert len(drawn) > 5
+        for text in drawn:
+            assert text.replace(" ", "") in sheet, (title, text)
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     """A report on costs, and one of three runs as one."""
