@@ -39,6 +39,7 @@ ARMS: dict[str, Arm] = {
         Arm("vm:stock", "vm", "virtual machine, libvirt untrimmed and the kernel as a bzImage", {"stock": True}),
         Arm("vm:daemon", "vm", "virtual machine through a libvirtd of its own", {"daemon": True}),
         Arm("vm:hostkernel", "vm", "virtual machine with the kernel this host runs", {"host_kernel": True}),
+        Arm("vm:distro", "vm", "virtual machine booted by firmware, GRUB and systemd, as a distribution does", {"distro": True}),
         Arm("vm:restore", "vm", "virtual machine restored from one that was saved before its workload", {"restore": True}),
         Arm("vm:balloon", "vm", "virtual machine whose balloon is inflated once a peak is freed", {"balloon": "inflated"}),
         Arm("vm:freepage", "vm", "virtual machine that reports its free pages to the host (virtio balloon)", {"balloon": "reporting"}),
@@ -96,7 +97,17 @@ NEVER_COLD = {
 """Arms for which the image's pages cannot be dropped before each start, and why."""
 
 
-VARIANTS = {"vm:freepage": "vm", "vm:balloon": "vm", "vm:balloon-freepage": "vm"}
+OWN_RULES = (
+    ("container:slot", "join", "is born in a group that was made before the request, and on cgroup v1 joined by a helper that clones it"),
+    ("container:pooled", "join", "enters a network namespace made before the request"),
+    ("vm:restore", "kernel", "has one that was booted once, saved before its workload and is restored for each trial"),
+    ("vm:distro", "kernel", "boots by firmware, GRUB and its distribution's initramfs; its agent is started by systemd, whose services stay beside the workload"),
+    ("vm:distro", "page_cache", "reads its system disk through the host's cache, where that stays warm"),
+    ("vm:direct", "page_cache", "reads its image past the host's cache"),
+)  # fmt: skip
+"""(arm, rule, what it does otherwise): said in the report with the rule, where the arm is compared."""
+
+VARIANTS = dict.fromkeys(("vm:freepage", "vm:balloon", "vm:balloon-freepage", "vm:distro"), "vm")
 """Arms that are there to be set beside another than the baseline, where that one is present."""
 
 

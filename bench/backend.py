@@ -265,6 +265,19 @@ class Begins(Protocol):
 
 
 @runtime_checkable
+class Makes(Protocol):
+    """A backend that needs something whose making takes minutes, once: no probe does that."""
+
+    def make(self, told: Callable[[str, float | None], None]) -> Capability:
+        """Make it where it is not there, and say whether the backend works then.
+
+        Args:
+            told: called with what is being done and how much of it is (0 to 1, None: unknown).
+        """
+        ...
+
+
+@runtime_checkable
 class Reserves(Protocol):
     """A backend that has something ready before an instance is requested."""
 

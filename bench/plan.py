@@ -129,20 +129,9 @@ class Plan:
             rules["scratch_disk"] = SCRATCH_RULE
         if many := _named(w for w in self.workloads if w.together > 1):
             rules["cpu"] += f"; those launched at once ({many}) are all pinned to the CPUs of one"
-        if "container:slot" in self.arms:
-            rules["join"] += (
-                "; container:slot is born in a group that was made before the request, and on "
-                "cgroup v1 joined by a helper that clones it"
-            )
-        if "container:pooled" in self.arms:
-            rules["join"] += "; container:pooled enters a network namespace made before the request"
-        if "vm:restore" in self.arms:
-            rules["kernel"] += (
-                "; that of vm:restore was booted once, saved before its workload and is restored "
-                "for each trial"
-            )
-        if "vm:direct" in self.arms:
-            rules["page_cache"] += "; vm:direct reads its image past the host's cache"
+        for arm, rule, text in arms_module.OWN_RULES:
+            if arm in self.arms:
+                rules[rule] += f"; {arm} {text}"
         return rules
 
 

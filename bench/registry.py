@@ -17,6 +17,10 @@ def _vm(context: RunContext, options: dict[str, Any]) -> Backend:
         from hv.daemon import DaemonBackend
 
         return DaemonBackend(context, **options)
+    if options.pop("distro", False):
+        from hv.distro import DistroBackend
+
+        return DistroBackend(context, **options)
     if options.pop("restore", False):
         from hv.restore import RestoreBackend
 

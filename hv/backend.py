@@ -58,7 +58,6 @@ from hv.probe import Verdict, decide, stages
 from hv.tsc import host_tsc_khz
 
 BOOT_LIMIT_S = 20.0  # for the kernel to reach init under KVM, where 0.3 s is usual
-MEASURE_LIMIT_S = 60.0  # for the boot that measures the guest's reserve
 
 Start = Callable[[DomainPlan], tuple[DomainLink, Mapping[str, object]]]
 """Has a planned domain started; what to follow it by, and what it was started as."""
@@ -80,6 +79,8 @@ class VmBackend:
     """
 
     name: str = "vm"
+    needs: memory.Needs = memory.DIRECT
+    measure_limit_s: float = 60.0  # for the boot that measures the guest's reserve
 
     def __init__(
         self,
@@ -248,8 +249,12 @@ class VmBackend:
             )
         if spec.network is NetworkMode.BRIDGE and spec.address is None:
             raise Refused("network = bridge, but the run has no bridge", "this is a defect of hvct")
-        memory.check(spec)
+        memory.check(spec, self.needs)
         scratch.check(spec.limits.scratch_bytes)
+
+    def own_disks(self, spec: InstanceSpec) -> contextlib.AbstractContextManager[tuple[Disk, ...]]:
+        """The disks besides the image: made before the request, removed with the instance."""
+        return rootfs.scratch_disk(spec)
 
     # -- launching -------------------------------------------------------------------
 
@@ -288,7 +293,7 @@ class VmBackend:
             own: tuple[Disk, ...] = ()
             if whole:
                 # Writing a scratch disk is preparation, whichever arm it is for.
-                own = resources.enter_context(rootfs.scratch_disk(spec))
+                own = resources.enter_context(self.own_disks(spec))
             timeline = Timeline()
             timeline.mark(Event.REQUESTED, time.monotonic_ns())
             files = resources.enter_context(_files(self.context.runtime_dir, spec.id))
@@ -304,7 +309,7 @@ class VmBackend:
                 size,
                 verdict,
                 files,
-                scratch=own,
+                own=own,
                 whole=whole,
                 environment=self._environment(cgroup),
             )
@@ -338,7 +343,7 @@ class VmBackend:
         verdict: Verdict,
         files: Path,
         *,
-        scratch: tuple[Disk, ...] = (),
+        own: tuple[Disk, ...] = (),
         whole: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> DomainPlan:
@@ -352,7 +357,7 @@ class VmBackend:
             initramfs=archive.path,
             channel=files / f"{spec.id}.sock",
             console=files / f"{spec.id}.console",
-            disks=(rootfs.image_disk(spec, direct=self.direct), *scratch) if whole else (),
+            disks=(rootfs.image_disk(spec, direct=self.direct), *own) if whole else (),
             nic=network.nic(spec) if whole else None,
             machine=self.machine,
             architecture=self.architecture,
@@ -428,8 +433,7 @@ class VmBackend:
     def _size(self, spec: InstanceSpec) -> memory.Size:
         """The guest's RAM; measured by a boot of its own where nobody has yet."""
         parts: tuple[object, ...] = (
-            self.kernel.digest,
-            self._archive(spec).digest,
+            *self._boots(spec),
             self.verdict.accelerator.kind,
             self.emulator.identity,
             self.machine.name,
@@ -441,15 +445,19 @@ class VmBackend:
         key = (*parts, limits.memory_bytes, limits.memory_basis)
         if key not in self._sizes:
             self._sizes[key] = memory.guest_size(
-                spec, repr(parts), lambda ram: self._available(spec, ram)
+                spec, repr(parts), lambda ram: self._available(spec, ram), self.needs
             )
         return self._sizes[key]
+
+    def _boots(self, spec: InstanceSpec) -> tuple[str, ...]:
+        """What a guest boots, by digest."""
+        return (self.kernel.digest, self._archive(spec).digest)
 
     def _available(self, spec: InstanceSpec, ram_bytes: int) -> int | None:
         """Memory available at `started` in a guest with this much RAM."""
         trial = dataclasses.replace(spec, id=f"{spec.id}m", listen_port=0)
         archive = self._archive(spec)
-        deadline_ns = time.monotonic_ns() + int(MEASURE_LIMIT_S * 1e9)
+        deadline_ns = time.monotonic_ns() + int(self.measure_limit_s * 1e9)
         size = memory.Size(ram_bytes)
         with self._launch(trial, archive, size, self.verdict) as instance:
             try:
@@ -517,5 +525,5 @@ def _files(runtime_dir: Path, id: str) -> Iterator[Path]:
 
 
 def _scratch(plan: DomainPlan) -> str:
-    disks = [disk for disk in plan.disks if not disk.read_only]
+    disks = [disk for disk in plan.disks if disk.target == rootfs.SCRATCH_TARGET]
     return f"virtio-blk, cache=none, sectors of {scratch.SECTOR_BYTES}" if disks else ""

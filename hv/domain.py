@@ -50,7 +50,8 @@ MACHINES: Mapping[str, Machine] = {
 }
 
 # Device → slot on the root bus. Fixed, so that every guest enumerates the same tree.
-SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7, "balloon": 8}
+# The kernel numbers disks in the order of their slots: what comes last renames none before it.
+SLOTS = {"channel": 3, "rng": 4, "vda": 5, "vdb": 6, "nic": 7, "balloon": 8, "vdc": 9}
 
 # Why each word is there. Mitigations stay at the kernel's defaults.
 _COMMAND_LINE = (
@@ -65,13 +66,22 @@ _INIT = "rdinit=/init"
 
 @dataclass(frozen=True)
 class Disk:
-    """A raw file as a virtio-blk disk."""
+    """A file as a virtio-blk disk.
+
+    Attributes:
+        cache: ``writeback`` goes through the host's page cache; ``none`` is O_DIRECT.
+        sector_bytes: as the guest sees it; 0: QEMU's own.
+        base: the raw file that `path`, then a qcow2 file, holds the changes to.
+        boots: firmware starts from it.
+    """
 
     target: str
     path: Path
     read_only: bool = True
-    cache: str = "writeback"  # through the host's page cache; "none" is O_DIRECT
-    sector_bytes: int = 0  # as the guest sees it; 0: QEMU's own
+    cache: str = "writeback"
+    sector_bytes: int = 0
+    base: Path | None = None
+    boots: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class DomainPlan:
     Attributes:
         kind: ``kvm`` or ``tcg``.
         emulator: what libvirt executes; our wrapper around QEMU.
+        kernel: entered directly, with `initramfs`; None: firmware starts from a disk.
         environment: variables of the emulator process.
         channel: the socket QEMU connects to.
         console: file for the serial console.
@@ -125,8 +136,8 @@ class DomainPlan:
     memory_bytes: int
     vcpus: int
     emulator: Path
-    kernel: Path
-    initramfs: Path
+    kernel: Path | None
+    initramfs: Path | None
     channel: Path
     console: Path
     disks: tuple[Disk, ...] = ()
@@ -204,6 +215,8 @@ def domain_xml(plan: DomainPlan) -> str:
 def _add_boot(domain: ET.Element, plan: DomainPlan) -> None:
     boot = _add(domain, "os")
     _text(boot, "type", "hvm", arch=plan.architecture.name, machine=plan.machine.type)
+    if plan.kernel is None:
+        return
     _text(boot, "kernel", str(plan.kernel))
     _text(boot, "initrd", str(plan.initramfs))
     _text(boot, "cmdline", command_line(plan))
@@ -229,11 +242,19 @@ def _add_devices(domain: ET.Element, plan: DomainPlan) -> None:
     _place(serial_bus, plan, "channel")
     for item in plan.disks:
         disk = _add(devices, "disk", type="file", device="disk")
-        driver = _add(disk, "driver", name="qemu", type="raw", cache=item.cache)
+        driver = _add(disk, "driver", name="qemu", cache=item.cache)
+        driver.set("type", "raw" if item.base is None else "qcow2")
         if item.cache == "none":
             driver.set("io", "native")
         _add(disk, "source", file=str(item.path))
+        if item.base is not None:  # named, so that nobody looks into the files for it
+            below = _add(disk, "backingStore", type="file")
+            _add(below, "format", type="raw")
+            _add(below, "source", file=str(item.base))
+            _add(below, "backingStore")
         _add(disk, "target", dev=item.target, bus="virtio")
+        if item.boots:
+            _add(disk, "boot", order="1")
         if item.sector_bytes:
             size = str(item.sector_bytes)
             _add(disk, "blockio", logical_block_size=size, physical_block_size=size)

@@ -20,16 +20,30 @@ from bench.numbers import quantity
 from hv.domain import DEFAULT_RAM_BYTES
 
 MIB = 1 << 20
-LEAST_RAM_BYTES = 80 * MIB
-"""The distribution's kernel with our initramfs boots in this; not in 64 MiB."""
-
 GOOD_ENOUGH = 0.005  # of the limit; agreement is promised within 2 %
-_FIXED_RESERVE_BYTES = 50 * MIB  # the kernel itself, its tables, the agent
 _PROPORTIONAL_RESERVE = 0.04  # page structures
 # For huge pages the kernel keeps a twentieth of its memory free, up to 44 MiB, and half
 # as much again before it counts memory as available.
 _WATERMARK_SHARE = 0.075
 _WATERMARK_MOST_BYTES = 66 * MIB
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a guest of one kind needs, whatever its limit.
+
+    Attributes:
+        least_ram_bytes: it boots with this.
+        fixed_bytes: taken by the kernel itself, its tables and all that runs beside the
+            workload; a guess, which is measured.
+    """
+
+    least_ram_bytes: int
+    fixed_bytes: int
+
+
+DIRECT = Needs(80 * MIB, 50 * MIB)
+"""The distribution's kernel with our initramfs; it does not boot in 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +54,23 @@ class Size:
     available_bytes: int | None = None
 
 
-def guess(limit_bytes: int) -> int:
+def guess(limit_bytes: int, needs: Needs = DIRECT) -> int:
     """RAM that will leave about `limit_bytes` available."""
-    plain = _FIXED_RESERVE_BYTES + limit_bytes
+    plain = needs.fixed_bytes + limit_bytes
     shared = plain / (1 - _PROPORTIONAL_RESERVE - _WATERMARK_SHARE)
     capped = (plain + _WATERMARK_MOST_BYTES) / (1 - _PROPORTIONAL_RESERVE)
     return _whole(min(shared, capped))
 
 
-def least_limit(basis: MemoryBasis) -> int:
+def least_limit(basis: MemoryBasis, needs: Needs = DIRECT) -> int:
     """The smallest memory limit with which a guest boots."""
     if basis is MemoryBasis.NOMINAL:
-        return LEAST_RAM_BYTES
+        return needs.least_ram_bytes
     share = 1 - _PROPORTIONAL_RESERVE - _WATERMARK_SHARE
-    return _whole(LEAST_RAM_BYTES * share - _FIXED_RESERVE_BYTES)
+    return _whole(needs.least_ram_bytes * share - needs.fixed_bytes)
 
 
-def check(spec: InstanceSpec) -> None:
+def check(spec: InstanceSpec, needs: Needs = DIRECT) -> None:
     """Decline a limit that no guest boots with, or no host has, before anything is started.
 
     Raises:
@@ -65,7 +79,7 @@ def check(spec: InstanceSpec) -> None:
     limit = spec.limits.memory_bytes
     if limit is None:
         return
-    least = least_limit(spec.limits.memory_basis)
+    least = least_limit(spec.limits.memory_basis, needs)
     if limit < least:
         raise Refused(
             f"a VM does not boot with {quantity(limit, 'bytes')} of memory",
@@ -79,7 +93,12 @@ def check(spec: InstanceSpec) -> None:
         )
 
 
-def guest_size(spec: InstanceSpec, key: str, measure: Callable[[int], int | None]) -> Size:
+def guest_size(
+    spec: InstanceSpec,
+    key: str,
+    measure: Callable[[int], int | None],
+    needs: Needs = DIRECT,
+) -> Size:
     """The RAM for an instance.
 
     Args:
@@ -98,7 +117,7 @@ def guest_size(spec: InstanceSpec, key: str, measure: Callable[[int], int | None
         kept = json.loads(path.read_text())
         return Size(kept["ram_bytes"], kept["available_bytes"])
     with lock("vm-memory"):
-        size = _measured(limit, measure)
+        size = _measured(limit, measure, needs)
         if size.available_bytes is not None:
             with workspace("memory") as folder:
                 made = folder / "size"
@@ -107,8 +126,8 @@ def guest_size(spec: InstanceSpec, key: str, measure: Callable[[int], int | None
     return size
 
 
-def _measured(limit: int, measure: Callable[[int], int | None]) -> Size:
-    size = Size(max(guess(limit), LEAST_RAM_BYTES))
+def _measured(limit: int, measure: Callable[[int], int | None], needs: Needs) -> Size:
+    size = Size(max(guess(limit, needs), needs.least_ram_bytes))
     for _ in range(3):
         available = measure(size.ram_bytes)
         if available is None:
@@ -120,7 +139,7 @@ def _measured(limit: int, measure: Callable[[int], int | None]) -> Size:
         larger = _whole(size.ram_bytes + missing * (1 + _PROPORTIONAL_RESERVE))
         if larger == size.ram_bytes:
             break
-        size = Size(max(larger, LEAST_RAM_BYTES))
+        size = Size(max(larger, needs.least_ram_bytes))
     return size
 
 

@@ -1,4 +1,7 @@
-"""The guest's disks: the image read-only, and a scratch disk made afresh for each instance."""
+"""The guest's disks: the image read-only, and a scratch disk made afresh for each instance.
+
+A guest that boots from a disk of its own has that as the third.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from hv.domain import Disk
 
 ROOT_TARGET = "vda"
 SCRATCH_TARGET = "vdb"
+SYSTEM_TARGET = "vdc"  # of a guest that firmware boots
 SCRATCH_MODULES = ("ext4",)  # in the initramfs of guests with a scratch disk, and of no other
 
 

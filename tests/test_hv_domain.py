@@ -193,6 +193,23 @@ def test_fractions_of_a_cpu_are_whole_vcpus() -> None:
     assert domain_name(spec) == "hvct-r1-0007"
 
 
+def test_a_guest_that_firmware_boots() -> None:
+    """No kernel is entered: it starts from its system disk, whose base is named and not written."""
+    own = Disk("vdc", Path("/run/changes"), False, base=Path("/cache/system.raw"), boots=True)
+    plan = dataclasses.replace(PLAN, kernel=None, initramfs=None, disks=(*PLAN.disks, own))
+    domain = parse(plan)
+    assert [item.tag for item in domain.findall("os/*")] == ["type"]
+    image, system = domain.findall("devices/disk")
+    assert image.find("boot") is None and image.find("readonly") is not None
+    assert system.find("boot") is not None and system.find("readonly") is None
+    drivers = [disk.find("driver") for disk in (image, system)]
+    assert [driver.get("type") for driver in drivers if driver is not None] == ["raw", "qcow2"]
+    below = system.find("backingStore/source")
+    assert below is not None and below.get("file") == "/cache/system.raw"
+    places = [int(str(item.get("slot")), 16) for item in domain.findall("devices/disk/address")]
+    assert places == sorted(places), "the kernel would number them otherwise"
+
+
 @pytest.mark.parametrize("basis", list(MemoryBasis))
 def test_least_limit_would_boot(basis: MemoryBasis) -> None:
     """The minimum that a refusal names is accepted, and leads to no less RAM than boots."""
@@ -200,7 +217,7 @@ def test_least_limit_would_boot(basis: MemoryBasis) -> None:
     limits = Limits(memory_bytes=least, memory_basis=basis)
     memory.check(InstanceSpec("r1-0008", NOTHING, ("true",), limits=limits))
     ram = least if basis is MemoryBasis.NOMINAL else memory.guess(least)
-    assert ram >= memory.LEAST_RAM_BYTES - memory.MIB
+    assert ram >= memory.DIRECT.least_ram_bytes - memory.MIB
 
 
 def test_measured_size_converges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

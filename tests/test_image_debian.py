@@ -190,15 +190,15 @@ def test_host_without_the_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Without apt or mmdebstrap the error says what is missing and what to use instead."""
     if os.geteuid() != 0:
         with pytest.raises(HostCannot, match="root"):
-            debian.check_host()
+            debian.check_host("this", "import one")
         return
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostCannot) as caught:
-        debian.check_host()
+        debian.check_host("this", "import one")
     assert "import" in caught.value.hint
     (tmp_path / "apt-get").symlink_to("/bin/true")
     with pytest.raises(HostCannot, match="mmdebstrap is not installed"):
-        debian.check_host()
+        debian.check_host("this", "import one")
 
 
 @pytest.mark.root

@@ -1,10 +1,10 @@
 /* hvct-agent: runs one workload and reports on it over one byte stream.
  *
  * The same program in every arm: on an inherited socket (--channel=3) in a container or a bare
- * process, on one it connects to (--socket=PATH) below a container engine, as /init on a
- * virtio-serial port in a virtual machine. What crosses the channel is in docs/protocol.md. One
- * poll loop without a timer (but for listen_port), so that an idle instance costs nothing; no
- * buffer grows with what the workload prints.
+ * process, on one it connects to (--socket=PATH) below a container engine, on a virtio-serial port
+ * in a virtual machine: as /init, or (--port) started by that of a distribution. What crosses the
+ * channel is in docs/protocol.md. One poll loop without a timer (but for listen_port), so that an
+ * idle instance costs nothing; no buffer grows with what the workload prints.
  */
 #define _GNU_SOURCE
 #include "frames.h"
@@ -264,11 +264,11 @@ int main(int argc, char **argv) {
         agent.channel = (int)channel;
     } else if (argc == 2 && !strncmp(argv[1], "--socket=", 9)) {
         agent.channel = connect_to(argv[1] + 9);
-    } else if (agent.pid1 && argc == 1) {
+    } else if (agent.pid1 ? argc == 1 : argc == 2 && !strcmp(argv[1], "--port")) {
         agent.virtual_machine = true;
         agent.channel = guest_open_channel();
     } else {
-        fprintf(stderr, "usage: hvct-agent --channel=FD | --socket=PATH\n");
+        fprintf(stderr, "usage: hvct-agent --channel=FD | --socket=PATH | --port\n");
         return 2;
     }
     if (fcntl(agent.channel, F_SETFL, O_RDWR | O_NONBLOCK) ||

@@ -1,5 +1,6 @@
-/* The agent as /init of a virtual machine: find the port, then build the same root that the
- * launcher builds for a container: the image under an overlay, /proc, /sys, /dev. */
+/* The agent in a virtual machine, as its /init or below the init of a distribution: find the port,
+ * then build the same root that the launcher builds for a container: the image under an overlay,
+ * /proc, /sys, /dev. */
 #define _GNU_SOURCE
 #include "frames.h"
 
@@ -8,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/openat2.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -91,15 +93,40 @@ static int find_port(void) {
     return fd;
 }
 
+/* Below a distribution's init: a mount namespace whose root is as empty as an initramfs. From there
+ * on all is as for /init; the distribution's own root is not to be seen from it. */
+static int leave_distribution(void) {
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+        mount("tmpfs", "/mnt", "tmpfs", MS_NODEV, "mode=0755") || chdir("/mnt"))
+        return -1;
+    /* Onto the same folder: the old root then lies over the new one, and is taken off. */
+    if (syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH))
+        return -1;
+    return chdir("/");
+}
+
+/* Without a channel nothing shows that this machine is ours to end, unless we are its init. */
+static _Noreturn void give_up(void) {
+    if (agent.pid1)
+        guest_power_off();
+    _exit(1);
+}
+
 int guest_open_channel(void) {
     umask(022);
+    if (!agent.pid1 && leave_distribution()) {
+        complain("no root of its own: %s", strerror(errno));
+        give_up();
+    }
     mkdir("/proc", 0755);
     mkdir("/sys", 0755);
     mkdir("/dev", 0755);
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL); /* EBUSY: it is there */
-    for (int fd = 0; fd >= 0 && fd < 2;) /* 0, 1 and 2 are taken before the channel is */
+    /* 0, 1 and 2 are taken before the channel is; by whoever started us, where that was not the
+     * kernel. */
+    for (int fd = 0; agent.pid1 && fd >= 0 && fd < 2;)
         fd = open("/dev/null", O_RDWR);
     load_first_modules();
     for (int waited = 0; waited < DEVICE_WAIT_MS; waited++) {
@@ -111,7 +138,7 @@ int guest_open_channel(void) {
         usleep(1000);
     }
     complain("no connected virtio port is named " PORT_NAME);
-    guest_power_off();
+    give_up();
 }
 
 /* Open a path of the image as ct/launcher.c does: where a container refuses the image's links, a

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bench import arms, estimate, journal, registration, registry, spec, store
-from bench.backend import Backend
+from bench.backend import Backend, Makes
 from bench.campaign import Campaign
 from bench.commands.progress import RunProgress, told_to
 from bench.context import RunContext
@@ -178,6 +178,8 @@ def open_backends(
             stage(f"trying what this host can do · {arm.name}")
             backend = stack.enter_context(registry.make(arm, context))
             capability = backend.probe()
+            if capability.usable and isinstance(backend, Makes):
+                capability = backend.make(_stage_of(stage, arm.name))
             found[arm.name] = capability
             if optional and not capability.usable:
                 continue
@@ -187,6 +189,16 @@ def open_backends(
                 )
             backends[arm.name] = backend
         yield backends, found
+
+
+def _stage_of(stage: Any, arm: str) -> Callable[[str, float | None], None]:
+    """The progress of what an arm makes, as a stage."""
+
+    def told(what: str, fraction: float | None) -> None:
+        done = "" if fraction is None else f" · {fraction:.0%}"
+        stage(f"making what {arm} needs · {what}{done}")
+
+    return told
 
 
 def without(remedy: str, arm: str, names: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench import spec, workloads
@@ -17,17 +17,24 @@ from bench.model import Image, Workload
 
 def prepared_image(text: str, *, offline: bool = False) -> Image:
     """The image a user means, built, pulled or imported first; what is being done is shown."""
+    with telling() as told:
+        return images.ensure(text, told, offline=offline)
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str, float | None], None]]:
+    """A progress callback whose progress is shown from its first word on."""
     with contextlib.ExitStack() as stack:
-        telling: list[Callable[[str, float | None], None]] = []
+        shown: list[Callable[[str, float | None], None]] = []
 
         def told(what: str, fraction: float | None) -> None:
-            if not telling:  # seldom, and costs an import
+            if not shown:  # seldom, and costs an import
                 from bench.commands.progress import open_stages, told_to
 
-                telling.append(told_to(stack.enter_context(open_stages(sys.stderr))))
-            telling[0](what, fraction)
+                shown.append(told_to(stack.enter_context(open_stages(sys.stderr))))
+            shown[0](what, fraction)
 
-        return images.ensure(text, told, offline=offline)
+        yield told
 
 
 def environment_pairs(items: Sequence[str]) -> list[tuple[str, str]]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import arms, journal, registry, spec, store
-from bench.backend import Instance
+from bench.backend import Instance, Makes
 from bench.cleanup import clean_dead
-from bench.commands.images import check_kernel, environment_pairs, prepared_image
+from bench.commands.images import check_kernel, environment_pairs, prepared_image, telling
 from bench.commands.rights import default_arm, need_rights
 from bench.commands.streams import attend
 from bench.errors import BadInput, HostCannot, oserror
@@ -52,6 +52,9 @@ def main(options: argparse.Namespace) -> int:
         registry.make(arm, context) as backend,
     ):
         capability = backend.probe()
+        if capability.usable and isinstance(backend, Makes):
+            with telling() as told:
+                capability = backend.make(told)
         if not capability.usable:
             raise HostCannot(f"{arm.name}: {capability.reason}", capability.remedy)
         wanted = dataclasses.replace(

@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -67,7 +67,7 @@ STAGES = {  # what mmdebstrap says, what that means, how far it then is
     "downloading packages": ("downloading packages", 0.10),
     "extracting archives": ("unpacking the base system", 0.30),
     "installing essential": ("installing the base system", 0.40),
-    "installing remaining": ("installing the workloads' programs", 0.55),
+    "installing remaining": ("installing all other programs", 0.55),
     "cleaning package lists": ("cleaning up", 0.90),
 }
 
@@ -87,10 +87,10 @@ def default_image(progress: Progress = silent, *, fresh: bool = False) -> Image:
         entry = index.load(NAME)
         if entry is not None and entry.recipe == recipe and not fresh:
             return entry.image
-        suite = check_host()
+        suite = check_host("the default image", OTHER_IMAGES)
         with index.build_space() as space:
             tree, began = space / "tree", time.time()
-            bootstrap(space, tree, suite, progress)
+            bootstrap(space, tree, suite, progress, "the default image", PACKAGES)
             progress("writing the image", 0.95)
             packages = installed(tree)
             clean(tree, began)
@@ -123,27 +123,44 @@ def distribution() -> str:
     return f"{facts.get('NAME', 'Linux').removesuffix(' GNU/Linux')} {facts.get('VERSION', '')}"
 
 
-def check_host() -> str:
-    """The suite to install from, where this host can build the image.
+def check_host(what: str, otherwise: str) -> str:
+    """The suite to install from, where this host can build a tree of packages.
+
+    Args:
+        what: it becomes, for the message: ``the default image``.
+        otherwise: what to do without it.
 
     Raises:
         HostCannot: it cannot; the message says what is missing.
     """
     if os.geteuid() != 0:
-        raise HostCannot("building the default image needs root", f"run as root, or {OTHER_IMAGES}")
+        raise HostCannot(f"building {what} needs root", f"run as root, or {otherwise}")
     suite = release().get("VERSION_CODENAME", "")
     if shutil.which("apt-get") is None or not suite:
         raise HostCannot(
-            "the default image is built from Debian or Ubuntu packages, and this host is neither",
-            OTHER_IMAGES,
+            f"{what} is built from Debian or Ubuntu packages, and this host is neither",
+            otherwise,
         )
     if shutil.which("mmdebstrap") is None:
         raise HostCannot("mmdebstrap is not installed", "install the package mmdebstrap")
     return suite
 
 
-def bootstrap(space: Path, tree: Path, suite: str, progress: Progress) -> None:
+def bootstrap(
+    space: Path,
+    tree: Path,
+    suite: str,
+    progress: Progress,
+    what: str,
+    packages: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Install the packages into `tree`.
+
+    Args:
+        space: a folder for what is needed meanwhile.
+        what: it becomes, for messages.
+        environment: of the packages' own scripts, besides what every build has.
 
     Raises:
         HvctError: mmdebstrap failed; its last words are in the message.
@@ -157,7 +174,7 @@ def bootstrap(space: Path, tree: Path, suite: str, progress: Progress) -> None:
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("mmdebstrap", "--mode=root", "--variant=essential", "--format=directory"),
         f"--logfile={logfile}",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         *(f"--aptopt={option}" for option in host_apt_options()),
         suite,
@@ -169,6 +186,7 @@ def bootstrap(space: Path, tree: Path, suite: str, progress: Progress) -> None:
         "LC_ALL": "C.UTF-8",
         "DEBIAN_FRONTEND": "noninteractive",
         **{name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")},
+        **(environment or {}),
     }
     with _following(logfile, progress):
         try:
@@ -176,7 +194,7 @@ def bootstrap(space: Path, tree: Path, suite: str, progress: Progress) -> None:
         except HvctError as error:
             said = _complaints(logfile) or error.message
             raise HvctError(
-                f"the default image could not be built: {said}",
+                f"{what} could not be built: {said}",
                 "check that apt-get update works here and that the disk has 1.5 GB free",
             ) from error
 
