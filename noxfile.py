@@ -25,11 +25,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = ("bench", "ct", "hv", "reports")
 SOURCES = (*PACKAGES, "tests", "noxfile.py")
 ON_THE_HOST = "root or vm or chroot or checkout"
-# Those of them that neither measure nor disturb what others measure.
-BESIDE = (
-    "agent", "docker_oracle", "faults_input", "image", "packaging_launcher", "packaging_wheel",
-    "rights", "security",
-)  # fmt: skip
+ALONE = "alone"
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -81,32 +77,22 @@ def tests(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pytest", *session.posargs)
 
 
-def beside_each_other() -> list[str]:
-    """The files of `BESIDE`."""
-    return sorted(
-        str(path) for name in BESIDE for path in (ROOT / "tests").glob(f"test_{name}*.py")
-    )
-
-
 @nox.session
 def beside(session: nox.Session) -> None:
-    """Tests that change the host and measure nothing, two at a time."""
+    """The other tests that change the host or look at the checkout, two at a time."""
     session.run(
         sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
-        "-m", ON_THE_HOST, *beside_each_other(), *session.posargs,
+        "--no-loadscope-reorder", "-m", f"({ON_THE_HOST}) and not {ALONE}",
+        *session.posargs,
         success_codes=[0, 5] if session.posargs else [0],  # 5: -k left none
     )  # fmt: skip
 
 
 @nox.session
 def host(session: nox.Session) -> None:
-    """The other tests that change the host or boot machines, and those that look at the checkout.
-
-    One at a time: they measure, or ask whether anything is left on the host.
-    """
-    others = [f"--ignore={path}" for path in beside_each_other()]
+    """The tests that measure, wait for a quiet host, or undo what any run left: one at a time."""
     session.run(
-        sys.executable, "-m", "pytest", "-m", ON_THE_HOST, *others, *session.posargs,
+        sys.executable, "-m", "pytest", "-m", ALONE, *session.posargs,
         success_codes=[0, 5] if session.posargs else [0],
     )  # fmt: skip
 
@@ -126,7 +112,8 @@ def wheel(session: nox.Session) -> None:
     session.chdir(room)  # the checkout must not be importable
     session.run(
         python, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-        "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", "-m", f"not ({ON_THE_HOST})",
+        "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile",
+        "-m", f"not ({ON_THE_HOST} or {ALONE})",
         str(ROOT / "tests"),
     )  # fmt: skip
 

@@ -361,6 +361,7 @@ def test_a_plan_too_small_for_its_margin_is_warned_of() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_host_is_calibrated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

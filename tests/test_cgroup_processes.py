@@ -16,7 +16,7 @@ from bench import cgroupfs, pagecache
 from bench.cgroup import Cgroup, CgroupLimits, remove_all
 from bench.errors import HvctError
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 TAG = f"t{os.getpid() % 10000:04d}"
 MIB = 1 << 20
 

@@ -20,7 +20,7 @@ from bench import cache, cgroup, cgroupfs, cleanup, journal, loops, network
 from bench.context import runtime_root
 from bench.errors import BadInput, HostCannot
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 QEMU = shutil.which(f"qemu-system-{os.uname().machine}") or ""
 

@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faults
 import pytest
 from console import COLUMNS, hvct, hvct_argv, terminal
 
-from bench import cleanup, journal, store
+from bench import journal, store
 from bench.image.busybox import find_busybox
 from bench.model import Image
 
@@ -33,10 +34,8 @@ NATIVE = pytest.mark.parametrize("arm", ["container", "process"])
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> Iterator[None]:
     """Whatever a test ran has undone itself."""
-    before = {record.tag for record in journal.journals()}
-    yield
-    left = {record.tag for record in journal.dead()} - before
-    assert not left, [cleanup.clean(tag, dry_run=True) for tag in left]
+    with faults.nothing_left():
+        yield
 
 
 def sha256(data: bytes) -> str:
@@ -326,6 +325,7 @@ def test_an_image_from_docker_save_to_its_removal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("default_image")
+@pytest.mark.alone
 def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     """docs/plan.md's example: progress of one line, Ctrl-C that says how to go on, a report."""
     text = (Path(__file__).parent.parent / "docs" / "plan.md").read_text()
@@ -371,6 +371,7 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     assert b"sums" in hvct("show", run).out
 
 
+@pytest.mark.alone
 def test_one_image_and_command_is_compared_without_a_plan(tmp_path: Path, busybox: Image) -> None:
     """--image with a command after --; a trial that fails ends with 1 and is listed."""
     run = tmp_path / "run"

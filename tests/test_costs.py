@@ -82,6 +82,7 @@ def let_stand(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 @pytest.mark.vm
 def test_the_ledger_of_real_vms(tmp_path: Path, busybox: Image) -> None:
     """What one more VM takes: guest and VMM are what PSS finds too, the rest has an interval."""
@@ -107,6 +108,7 @@ def test_the_ledger_of_real_vms(tmp_path: Path, busybox: Image) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_eight_mebibytes_each_are_the_slope(measured: Path) -> None:
     """What is touched comes out as what one more holds; the host's own figure does not deny it."""
     model = costs.model_of(measured)
@@ -128,6 +130,7 @@ def test_eight_mebibytes_each_are_the_slope(measured: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_the_model_is_written_and_shown(
     measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_the_model_is_written_and_shown(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_an_archive_shows_what_its_run_does(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +188,7 @@ def test_a_setting_that_there_is_not_is_said_first(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_run_that_was_cut_short_goes_on_with_the_pass_it_lacks(measured: Path) -> None:
     """Its last pass and block are gone, as after a kill: both are measured anew, nothing else."""
     steps, trials = measured / step_file.STEPS_FILE, measured / store.TRIALS_FILE

@@ -16,7 +16,7 @@ from bench.model import Event, Image, InstanceSpec, Limits
 from ct.backend import ContainerBackend, LauncherBackend
 from ct.process import ProcessBackend
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 ENV = (("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),)
 MIB = 1 << 20
 NUMBERS = iter(range(1, 100000))

@@ -54,6 +54,7 @@ def test_a_snapshot_of_this_host_has_every_reading() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_burning_instance_is_charged_and_not_other_load() -> None:
     """The same work counts as the instance's when its group is named, else as foreign."""
     group = cgroup.Cgroup.create(TAG, "one")

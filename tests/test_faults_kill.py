@@ -10,7 +10,7 @@ from pathlib import Path
 import faults
 import pytest
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 SWEEP_S = (0.1, 0.3, 1.0, 2.0, 4.0, 6.0)
 ENDED_WITHIN_S = 5.0

@@ -196,6 +196,7 @@ def assert_ended(block: Block, workload: str, arm: str) -> None:
 
 @pytest.mark.parametrize("arm", NATIVE)
 @pytest.mark.parametrize("workload", [name for name in ENDINGS if f'"{name}"' in NATIVE_ONLY])
+@pytest.mark.alone
 def test_misbehaviour_is_data(native: Block, workload: str, arm: str) -> None:
     """The trial says how it ended and why, holds no figures, and was released."""
     assert_ended(native, workload, arm)
@@ -204,12 +205,14 @@ def test_misbehaviour_is_data(native: Block, workload: str, arm: str) -> None:
 @pytest.mark.vm
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("workload", [name for name in ENDINGS if f'"{name}"' in IN_EVERY_ARM])
+@pytest.mark.alone
 def test_misbehaviour_is_the_same_data_of_a_vm(every: Block, workload: str, arm: str) -> None:
     """In the same words for every arm."""
     assert_ended(every, workload, arm)
 
 
 @pytest.mark.parametrize("arm", NATIVE)
+@pytest.mark.alone
 def test_output_of_any_size_is_no_fault(native: Block, arm: str) -> None:
     """64 MiB of it leave a trial what it is; of a VM see below."""
     trial = native.ended("loud", arm)
@@ -218,12 +221,14 @@ def test_output_of_any_size_is_no_fault(native: Block, arm: str) -> None:
 
 @pytest.mark.vm
 @pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.alone
 def test_output_of_any_kind_is_no_fault(every: Block, arm: str) -> None:
     """Bytes that are no text neither."""
     trial = every.ended("binary", arm)
     assert trial["outcome"] == "ok" and trial["samples"], trial
 
 
+@pytest.mark.alone
 def test_ctrl_c_says_how_to_go_on(native: Block) -> None:
     """130, the command that resumes it, no traceback."""
     assert native.done.code == 130
@@ -232,6 +237,7 @@ def test_ctrl_c_says_how_to_go_on(native: Block) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.alone
 def test_the_report_of_a_failed_run_is_valid(every: Block) -> None:
     """Where hardly anything went well there is a report all the same, and it says so."""
     done = faults.hvct("report", every.directory, "--format", "html,json")
@@ -270,6 +276,7 @@ workload = "server"
 """
 
 
+@pytest.mark.alone
 def test_a_port_of_somebody_else_is_refused(tmp_path: Path) -> None:
     """The process arm shares the host's ports: it declines, and is never measured by mistake."""
     plan = tmp_path / "plan.toml"
@@ -294,6 +301,7 @@ def test_a_port_of_somebody_else_is_refused(tmp_path: Path) -> None:
         assert bool(trial["samples"]) == (trial["outcome"] == "ok")
 
 
+@pytest.mark.alone
 def test_a_failing_workload_ends_the_command_with_1(tmp_path: Path) -> None:
     """The run is complete, its report is written, and the exit code says that not all went well."""
     directory = tmp_path / "run"
@@ -308,6 +316,7 @@ def test_a_failing_workload_ends_the_command_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.alone
 def test_qemu_killed_in_mid_trial(tmp_path: Path) -> None:
     """SIGKILL to QEMU ends that trial as failed, with the reason; the run goes on."""
     run = faults.Harness(

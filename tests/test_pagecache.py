@@ -19,7 +19,7 @@ from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec, PageCache, Workload
 from ct.backend import ContainerBackend
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 TAG = f"p{os.getpid() % 10000:04d}"
 MIB = 1 << 20
 

@@ -23,7 +23,7 @@ from bench.commands.arguments import parse
 from bench.model import Image, Workload
 from bench.plan import Plan
 
-pytestmark = [pytest.mark.root, pytest.mark.vm]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.alone]
 
 ARMS = ("vm", "container", "process")
 SERVERS = ("redis", "nginx", "kv")  # reached from the host over the bridge

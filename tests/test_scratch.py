@@ -23,7 +23,7 @@ from bench.journal import open_run
 from bench.model import Event, Ids, Image, InstanceSpec, Limits
 from ct.backend import ContainerBackend
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 MIB = 1 << 20
 FSYNCS = 20

@@ -103,6 +103,7 @@ def test_what_there_is_not_is_refused(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_late_reply_is_recovered(capsys: pytest.CaptureFixture[str]) -> None:
     """On the real path: 0.2 ms on each round trip, read by the workload's own metric."""
     if os.geteuid() != 0:

@@ -27,7 +27,7 @@ from bench.pagecache import SharedCache
 from bench.plan import Plan
 from bench.spikein import Recovery, Surroundings
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 NATIVE = ("container", "process")
 ARMS = [*NATIVE, pytest.param("vm", marks=pytest.mark.vm)]

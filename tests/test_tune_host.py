@@ -27,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_on_version_1_tasks_move_to_a_cpuset_and_back(tmp_path: Path) -> None:
     """All tasks of the cpuset but those tied to a CPU, also those forked meanwhile."""
     layout = cgroupfs.layout()
@@ -80,6 +81,7 @@ def in_a_room(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_the_command_shows_applies_and_resets(tmp_path: Path) -> None:
     """From the command line: a dry run changes nothing, apply does, reset undoes it."""
     ksm = tmp_path / "run"
@@ -145,6 +147,7 @@ def test_what_measures_is_tuned_for_its_time(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_comparison_killed_while_tuned_is_undone(tmp_path: Path) -> None:
     """`compare --tune-only` changes it; after kill -9 the next command restores it."""
     ksm = tmp_path / "run"
