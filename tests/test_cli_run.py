@@ -22,7 +22,6 @@ from console import COLUMNS, hvct, hvct_argv, terminal
 
 from bench import journal, store
 from bench.image.busybox import find_busybox
-from bench.model import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("busybox")]
 
@@ -369,18 +368,3 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     again = hvct("resume", run, "--no-report", "--wait", timeout_s=ANOTHERS_S)
     assert again.code == 0 and b"is complete" in again.err
     assert b"sums" in hvct("show", run).out
-
-
-@pytest.mark.alone
-def test_one_image_and_command_is_compared_without_a_plan(tmp_path: Path, busybox: Image) -> None:
-    """--image with a command after --; a trial that fails ends with 1 and is listed."""
-    run = tmp_path / "run"
-    options = ["--arms", "container,process", "--blocks", "7", "--output", run, "--wait"]
-    done = hvct("compare", "--image", busybox.name, *options, "--no-report", "-q",
-                "--", "sh", "-c", "exit 3", timeout_s=ANOTHERS_S)  # fmt: skip
-    assert (done.code, done.out) == (1, b"")
-    assert "14 trials did not end well" in done.complaint[0]
-    assert "exit status 3" in done.complaint[0]
-    assert "hvct show" in done.complaint[1]
-    shown = hvct("show", run).out.decode()
-    assert shown.count("exit status 3") >= 14

@@ -13,6 +13,7 @@ import pytest
 pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 SWEEP_S = (0.1, 0.3, 1.0, 2.0, 4.0, 6.0)
+BOTH = ("vm", "container")  # a process has the container's launcher
 ENDED_WITHIN_S = 5.0
 
 
@@ -26,7 +27,7 @@ def test_a_harness_killed_at_any_time(tmp_path: Path) -> None:
         begun = (directory / "run.json").exists()
         faults.await_turn()
         run = faults.Harness(
-            *(faults.resuming(directory) if begun else faults.comparison(tmp_path))
+            *(faults.resuming(directory) if begun else faults.comparison(tmp_path, BOTH))
         )
         time.sleep(after_s)
         run.kill()
@@ -49,7 +50,7 @@ def test_worker_and_launcher_killed(tmp_path: Path) -> None:
     """SIGKILL to the worker, then to the launchers: said in the trials, replaced, none left."""
     directory = tmp_path / "run"
     before = faults.traces()
-    run = faults.Harness(*faults.comparison(tmp_path, sleep_s=1.0))
+    run = faults.Harness(*faults.comparison(tmp_path, BOTH, sleep_s=1.0))
 
     def count() -> int:
         return len(faults.trials(directory))

@@ -303,14 +303,18 @@ def test_a_port_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_a_failing_workload_ends_the_command_with_1(tmp_path: Path) -> None:
-    """The run is complete, its report is written, and the exit code says that not all went well."""
+    """An image and a command, without a plan; every trial fails, is listed, and is in the report.
+
+    The run is complete, and the exit code says that not all went well.
+    """
     directory = tmp_path / "run"
     done = faults.hvct(
         *("compare", "--wait", "--quiet", "--arms", "container,process", "--blocks", "7"),
-        *("--image", "busybox", "--output", directory, "--", "false"),
+        *("--image", "busybox", "--output", directory, "--", "sh", "-c", "exit 3"),
     )
-    done.says(1, "all 14 trials did not end well", "exit status 1", "logs")
+    done.says(1, "all 14 trials did not end well", "exit status 3", "hvct show", "logs")
     assert (directory / "report.html").stat().st_size
+    assert faults.hvct("show", directory).out.count("exit status 3") >= 14
     stored = json.loads((directory / "run.json").read_text())
     assert stored["ended"]
 
