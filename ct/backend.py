@@ -75,7 +75,6 @@ class LauncherBackend(ABC):
     name: str
     instance_class: ClassVar[type[LauncherInstance]] = LauncherInstance
     enter: ClassVar[tuple[str, ...]] = ()  # a command that starts the launcher
-    folder: ClassVar[str] = ""  # its own among the run's, where arms share a name
     uses_bridge: ClassVar[bool] = True  # False: the host's network whatever is asked for
 
     def __init__(self, context: RunContext) -> None:
@@ -114,9 +113,8 @@ class LauncherBackend(ABC):
         if self._worker is not None and not self._worker.alive:
             self._close()
         if self._worker is None:
-            directory = f"ct-{self.folder or self.name}"
             self._worker = Worker.start(
-                self.context, launcher_path(), agent_path(), directory, self.enter
+                self.context, launcher_path(), agent_path(), f"ct-{self.name}", self.enter
             )
         return self._worker
 

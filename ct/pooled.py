@@ -32,8 +32,6 @@ MAKE = (steps.unshare(CLONE_NEWNET), steps.loopback(), steps.keep_netns())
 class PooledBackend(ContainerBackend):
     """Containers that enter a network namespace which waits for them."""
 
-    folder = "container-pooled"
-
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self._pool: deque[tuple[Worker, str]] = deque()  # asked for; perhaps still in the making

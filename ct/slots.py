@@ -58,8 +58,6 @@ class Slot:
 class SlotBackend(ContainerBackend):
     """Containers that are born in a control group which waits for them."""
 
-    folder = "container-slot"
-
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self._slots: dict[CgroupLimits, deque[Slot]] = defaultdict(deque)

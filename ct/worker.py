@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,12 +63,18 @@ class Worker(Wire):
         """Start the launcher with a folder of its own in the run's runtime directory.
 
         Args:
+            name: begins the folder's. Two arms may have the same name, and what one of them
+                removes at its end is unmounted where another has mounted there.
             enter: a command that executes the launcher, in namespaces it made.
 
         Raises:
             HvctError: it cannot be started.
         """
-        directory = context.runtime_dir / name
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=context.runtime_dir))
+            directory.chmod(0o755)
+        except OSError as error:
+            raise oserror("mkdir", context.runtime_dir / name, error) from error
         return cls._start(context, launcher, agent, directory, enter, context.cleanup)
 
     @classmethod

@@ -14,6 +14,7 @@ import pytest
 from launching import make, soon, until
 
 from bench.cgroupfs import layout
+from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run
 from bench.model import Event, Image
@@ -90,6 +91,24 @@ def test_a_killed_launcher_is_said_and_replaced(
         with backend.launch(make(context, busybox, "echo", "again")) as two:
             assert two.wait(Event.EXITED, soon())
             assert two.stdout == b"again\n"
+
+
+def test_a_launcher_that_was_killed_takes_no_image_of_another_arm(
+    context: RunContext, busybox: Image
+) -> None:
+    """Two arms of one name in one run: what the one mounted is there when the other's went."""
+    with ContainerBackend(context) as one, ContainerBackend(context, user=True) as two:
+        assert one.name == two.name
+        for arm in (one, two):
+            arm.prepare(make(context, busybox, "true"))
+        assert one.worker.directory != two.worker.directory
+        launcher = one.worker
+        os.kill(launcher.pid, signal.SIGKILL)
+        assert until(lambda: not launcher.alive)
+        for arm in (one, two):
+            with arm.launch(make(context, busybox, "echo", "on")) as instance:
+                assert instance.wait(Event.EXITED, soon())
+                assert instance.stdout == b"on\n"
 
 
 HARNESS = """

@@ -38,6 +38,7 @@ from bench.schedule import Slot
 from bench.spec import usable_cpus
 from bench.together import MOST_PENDING, await_all, has_ended, is_started, launch_all
 from ct.backend import LAUNCHERS, LauncherBackend
+from ct.slots import SlotBackend
 from ct.wire import StepFailed
 
 pytestmark = pytest.mark.root
@@ -130,7 +131,7 @@ def test_forty_stand_at_once_and_all_end(
     makers = {parent(instance) for instance in group}
     assert makers <= set(backend.helpers())
     # What waits in slots works by itself, one for each.
-    assert len(makers) == (1 if "slot" in backend.folder else LAUNCHERS)
+    assert len(makers) == (1 if isinstance(backend, SlotBackend) else LAUNCHERS)
     assert not await_all(group, has_ended, time.monotonic_ns())
     for number, instance in enumerate(group):
         instance.send_stdin(b"%d\n" % number)
