@@ -61,13 +61,12 @@ def clean(tag: str | None = None, dry_run: bool = False) -> list[str]:
 def _without_journal() -> list[str]:
     """Tags that left groups or a bridge here, but no journal and no process.
 
-    So does a run that was killed in another root directory, whose /run is gone with it. One
-    that is alive there has a process in its groups from its first seconds on.
+    So does a run that was killed in another root directory, whose /run is gone with it.
     """
     tops = [top for mount in cgroupfs.layout().mounts for top in (mount / OURS).glob("r????")]
     bridges = [path.name.removeprefix("hvct") for path in Path("/sys/class/net").glob("hvctr????")]
     # Only now: whatever was seen of a run that begins at this moment has its record by then.
-    known = {record.tag for record in journal.journals()}
+    known = {record.tag for record in journal.journals()} | elsewhere()
     return [
         tag
         for tag in sorted({top.name for top in tops} | set(bridges))
@@ -80,6 +79,22 @@ def _without_journal() -> list[str]:
             for procs in top.rglob("cgroup.procs")
         )
     ]
+
+
+def elsewhere() -> set[str]:
+    """Tags with a record in another root directory, of a chroot or container, that is in use."""
+    found: set[str] = set()
+    seen = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            root = Path("/proc", pid, "root")
+            about = root.stat()
+            place = os.readlink(f"/proc/{pid}/ns/mnt"), about.st_dev, about.st_ino
+            if place not in seen:
+                seen.add(place)
+                folder = root / runtime_root().relative_to("/")
+                found |= {path.stem for path in folder.glob("r????.json")}
+    return found - {record.tag for record in journal.journals()}
 
 
 def clean_dead() -> list[str]:

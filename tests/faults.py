@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import journal, loops, scratch
+from bench import cleanup, journal, loops, scratch
 from bench.cache import cache_dir
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, runtime_root
@@ -270,9 +270,9 @@ def foreign() -> set[str]:
 def left(before: dict[str, str]) -> list[str]:
     """What is there that was not before, and belongs to no run that is alive."""
     # Asked before and after: another run on this host may begin or end in between.
-    alive = {record.tag for record in journal.live()} | foreign()
+    alive = {record.tag for record in journal.live()} | foreign() | cleanup.elsewhere()
     now = traces()
-    alive |= {record.tag for record in journal.live()} | foreign()
+    alive |= {record.tag for record in journal.live()} | foreign() | cleanup.elsewhere()
     if alive:
         alive.add("")  # a live run's, perhaps
     return [what for what, tag in now.items() if what not in before and tag not in alive]

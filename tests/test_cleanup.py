@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import faults
 import pytest
 from launching import until
 
@@ -320,3 +321,24 @@ def test_groups_and_bridge_without_a_journal_are_found(run_dir: Path) -> None:
             group.remove()
             cgroup.remove_all(alive)
             cgroup.remove_all(lost)
+
+
+def test_a_run_in_another_root_is_not_nobodys(tmp_path: Path) -> None:
+    """Where its journal is in a /run of its own, its bridge stays as long as somebody is in there.
+
+    Before its first instance a run has no process in its groups, and may take a while to it.
+    """
+    tag = "rfff2"
+    script = f"mount -t tmpfs none {runtime_root()}; touch {runtime_root()}/{tag}.json"
+    before = faults.hidden(script)
+    bridge = Path("/sys/class/net", f"hvct{tag}")
+    with subprocess.Popen([*before, "sleep", "60"]) as inhabitant:
+        try:
+            assert until(lambda: tag in cleanup.elsewhere())
+            subprocess.run(["ip", "link", "add", bridge.name, "type", "bridge"], check=True)
+            assert tag not in "\n".join(cleanup.clean()) and bridge.exists()
+        finally:
+            inhabitant.kill()
+            inhabitant.wait()
+            done = "\n".join(cleanup.clean())
+    assert tag in done and not bridge.exists()
