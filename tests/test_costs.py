@@ -18,7 +18,7 @@ import synthetic
 
 from bench import arms, cli, ledger, plan, registry, spec, store, workloads
 from bench import steps as step_file
-from bench.commands import compare, costs
+from bench.commands import costs, measuring
 from bench.image.store import prepare
 from bench.journal import open_run
 from bench.model import Image, Outcome, Readiness, ReadyKind, Workload
@@ -73,12 +73,12 @@ def let_stand(
 ) -> None:
     """A whole run of these steps."""
     chosen = Plan("costs", names, work, ROUNDS, 11, (), {}, experiment=step_file.EXPERIMENT)
-    run = compare.describe_run(plan.check(chosen), directory, OPTIONS)
+    run = measuring.describe_run(plan.check(chosen), directory, OPTIONS)
     each = {arm: {"steps": list(steps)} for arm in names}
     run["costs"] = {"host": "here", "hold_s": 0.2, "arms": each}
     run_store = store.RunStore.create(directory)
     run_store.write_run(run)
-    assert compare.measure(chosen, run, run_store, OPTIONS) == 0
+    assert measuring.measure(chosen, run, run_store, OPTIONS, costs.finish) == 0
 
 
 @pytest.mark.root
@@ -200,7 +200,9 @@ def test_a_run_that_was_cut_short_goes_on_with_the_pass_it_lacks(measured: Path)
     stored = store.load(measured)
     chosen = Plan("costs", ARMS, (TOUCHER, COUNTING), ROUNDS, 11, (), {},
                   experiment=step_file.EXPERIMENT)  # fmt: skip
-    assert compare.measure(chosen, stored.run, store.RunStore(measured), OPTIONS) == 0
+    assert (
+        measuring.measure(chosen, stored.run, store.RunStore(measured), OPTIONS, costs.finish) == 0
+    )
     after = steps.read_text().splitlines(keepends=True)
     assert after[: len(kept)] == kept
     again = [json.loads(line) for line in after[len(kept) :]]

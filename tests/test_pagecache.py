@@ -13,7 +13,7 @@ import pytest
 from bench import cgroup, cgroupfs, host, pagecache, plan, registry, store
 from bench.arms import resolve
 from bench.backend import Mounts
-from bench.commands import compare
+from bench.commands import compare, measuring
 from bench.errors import HvctError, Refused
 from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec, PageCache, Workload
@@ -168,11 +168,11 @@ def test_every_arm_starts_as_the_plan_says(
         pytest.skip("measuring needs root")
     arms = ("vm", "container", "process")
     made = plan.Plan("cold", arms, (COLD,), 2, 3, (), {}, page_cache=state)
-    run = compare.describe_run(plan.check(made), tmp_path / "run", OPTIONS)
+    run = measuring.describe_run(plan.check(made), tmp_path / "run", OPTIONS)
     assert ("calibration" in run) == (state is PageCache.WARM)
     run_store = store.RunStore.create(tmp_path / "run")
     run_store.write_run(run)
-    assert compare.measure(made, run, run_store, OPTIONS) == 0
+    assert measuring.measure(made, run, run_store, OPTIONS, compare.finish) == 0
     trials = store.load(tmp_path / "run").trials
     assert [trial["outcome"] for trial in trials] == ["ok"] * 6, [t["error"] for t in trials]
     found = {trial["disturbances"]["image_resident"] for trial in trials}

@@ -18,7 +18,7 @@ import faults
 import pytest
 
 from bench import plan, plan_file, store, workloads
-from bench.commands import compare
+from bench.commands import compare, measuring
 from bench.commands.arguments import parse
 from bench.model import Image, Workload
 from bench.plan import Plan
@@ -61,11 +61,11 @@ class Measured:
 def measure(chosen: Plan, directory: Path) -> Measured:
     """Measure a plan as `hvct compare` does, and write its report."""
     options = parse(["compare", "--wait", "--quiet", "--output", str(directory)])
-    with faults.nothing_left(), compare.alone(True, directory):
-        described = compare.describe_run(chosen, directory, options)
+    with faults.nothing_left(), measuring.alone(True, directory):
+        described = measuring.describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
         run_store.write_run(described)
-        code = compare.measure(chosen, described, run_store, options)
+        code = measuring.measure(chosen, described, run_store, options, compare.finish)
     report = json.loads((directory / "report.json").read_text())["runs"][0]
     return Measured(chosen, directory, code, store.load(directory).trials, report)
 

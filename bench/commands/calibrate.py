@@ -14,8 +14,16 @@ from rich.table import Table
 
 from bench import archive, calibration, estimate, store, workloads
 from bench.arms import DEFAULT_ARMS
-from bench.commands import compare
 from bench.commands.console import Console
+from bench.commands.measuring import alone, describe_run, kept_if_begun, measure, raise_failures
+from bench.commands.plans import (
+    check_against_host,
+    expected_s,
+    named_arms,
+    named_work,
+    planned,
+    print_plan,
+)
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput
@@ -35,22 +43,22 @@ def main(options: argparse.Namespace) -> int:
         return show(options)
     chosen = make_plan(options)
     tuning_names(options)  # a name that there is not is said now
-    compare.check_against_host(chosen, options.kernel)
+    check_against_host(chosen, options.kernel)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-calibration"
     told = sys.stderr if options.json else sys.stdout
     if not options.quiet:
         for line in beforehand(chosen):
             print(line, file=told)
     if options.dry_run:
-        return compare.print_plan(chosen, directory, options) if options.json else 0
+        return print_plan(chosen, directory, options) if options.json else 0
     need_root()
     store.check_free(directory)  # before waiting for others
-    with compare.alone(options.wait, directory), tuned(chosen, options):
-        run = compare.describe_run(chosen, directory, options)
+    with alone(options.wait, directory), tuned(chosen, options):
+        run = describe_run(chosen, directory, options)
         run_store = store.RunStore.create(directory)
-        with compare.kept_if_begun(run_store):
+        with kept_if_begun(run_store):
             run_store.write_run(run)
-            return compare.measure(chosen, run, run_store, options)
+            return measure(chosen, run, run_store, options, finish)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -59,10 +67,10 @@ def make_plan(options: argparse.Namespace) -> Plan:
     Raises:
         BadInput: as for a comparison; or too few blocks.
     """
-    made, names = compare.planned(options), compare.named_arms(options)
+    made, names = planned(options), named_arms(options)
     if made is not None and made.page_cache is PageCache.COLD:
         raise BadInput("a calibration is of warm starts", 'give it a plan with page_cache = "warm"')
-    chosen = made.workloads if made else compare.named_work(options)[1]
+    chosen = made.workloads if made else named_work(options)[1]
     names = names or (made.arms if made else DEFAULT_ARMS)
     blocks = DEFAULT_BLOCKS if options.blocks is None else options.blocks
     return calibration.plan_of(chosen, names, blocks, options.seed)
@@ -72,7 +80,7 @@ def beforehand(chosen: Plan) -> list[str]:
     """How long it takes, and what it cannot show in that time."""
     count = len(chosen.workloads) // 2
     trials = 2 * count * len(chosen.arms) * chosen.blocks
-    how_long = estimate.phrase(compare.expected_s(chosen))
+    how_long = estimate.phrase(expected_s(chosen))
     return [
         f"Each of {len(chosen.arms)} arms against itself, {count} "
         f"workload{'' if count == 1 else 's'}, {chosen.blocks} blocks: {trials} trials, "
@@ -97,7 +105,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
             f"hvct calibrate --show {shlex.quote(str(directory))} --json",
             soft_wrap=True,
         )
-    compare.raise_failures(stored.trials, directory)
+    raise_failures(stored.trials, directory)
     return 0
 
 

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from bench import archive, estimate, host, ledger, plan, store, workloads
 from bench import steps as step_file
-from bench.commands import compare
 from bench.commands.console import Console
+from bench.commands.measuring import alone, describe_run, kept_if_begun, measure, raise_failures
+from bench.commands.plans import check_against_host, expected_s, print_plan_json
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HvctError
@@ -43,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
             return say(model_of(directory, options.show), options)
     chosen = make_plan(options)
     tuning_names(options)  # a name that there is not is said now
-    compare.check_against_host(chosen, options.kernel)
+    check_against_host(chosen, options.kernel)
     asked = steps_of(chosen, options)
     directory = options.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-costs"
     if not options.quiet:
@@ -51,22 +52,22 @@ def main(options: argparse.Namespace) -> int:
             print(line, file=sys.stderr if options.json else sys.stdout)
     if options.dry_run:
         if options.json:
-            seconds = compare.expected_s(chosen) + standing_s(chosen, asked, options.hold)
-            compare.print_plan_json(chosen, directory, seconds, steps=asked)
+            seconds = expected_s(chosen) + standing_s(chosen, asked, options.hold)
+            print_plan_json(chosen, directory, seconds, steps=asked)
         return 0
     need_root()
     store.check_free(directory)  # before waiting for others
-    with compare.alone(options.wait, directory), tuned(chosen, options):
-        run = compare.describe_run(chosen, directory, options)
+    with alone(options.wait, directory), tuned(chosen, options):
+        run = describe_run(chosen, directory, options)
         run["costs"] = {
             "host": host.summary_line(),
             "hold_s": options.hold,
             "arms": {arm: {"steps": list(steps)} for arm, steps in asked.items()},
         }
         run_store = store.RunStore.create(directory)
-        with compare.kept_if_begun(run_store):
+        with kept_if_begun(run_store):
             run_store.write_run(run)
-            return compare.measure(chosen, run, run_store, options)
+            return measure(chosen, run, run_store, options, finish)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -131,7 +132,7 @@ def _steps(name: str, text: str) -> tuple[int, ...]:
 
 def beforehand(chosen: Plan, asked: Mapping[str, Sequence[int]], hold_s: float) -> list[str]:
     """What stands, and how long all of it takes."""
-    seconds = compare.expected_s(chosen) + standing_s(chosen, asked, hold_s)
+    seconds = expected_s(chosen) + standing_s(chosen, asked, hold_s)
     held, work = chosen.workloads
     stands = "; ".join(f"{arm} {', '.join(map(str, steps))}" for arm, steps in asked.items())
     return [
@@ -167,7 +168,7 @@ def finish(directory: Path, options: argparse.Namespace) -> int:
     if not options.json and not options.quiet:
         print(f"For a planner: {shlex.quote(str(directory / ledger.MODEL_FILE))} (docs/costs.md)")
     raise_short(stored.run, directory)
-    compare.raise_failures(stored.trials, directory)
+    raise_failures(stored.trials, directory)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Carrying out a plan on this host: images, backends, preflight, then its trials.
 
-What `bench.commands.compare` does between the plan and the report.
+What `bench.commands.measuring` does between the plan and the report.
 """
 
 from __future__ import annotations
