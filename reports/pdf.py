@@ -40,6 +40,8 @@ def with_charts(laid_out: bytes, places: Mapping[str, int], charts: bytes) -> by
     import pikepdf
 
     line, _, sheets = laid_out.partition(b"\n")
+    if not places:  # nor is there a page among the charts then
+        return sheets
     written = io.BytesIO()
     with pikepdf.open(io.BytesIO(sheets)) as pdf, pikepdf.open(io.BytesIO(charts)) as drawn:
         for sheet, boxes in zip(pdf.pages, json.loads(line), strict=True):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import archive
-from bench.errors import BadInput, oserror
+from bench.errors import BadInput, HvctError, oserror
 from bench.owner import hand_over, make_folder
-from reports import export, joint, pytest_benchmark
+from reports import export, joint, pytest_benchmark, wording
 from reports.analysis import analyse
 from reports.data import Run, read
 from reports.merged import merge
@@ -55,7 +55,7 @@ def build(
 
     Raises:
         BadInput: a directory is no run, is damaged, or a format is unknown.
-        HvctError: a file could not be written.
+        HvctError: a file could not be written; or all are, but nothing was measured in a run.
     """
     for name in formats:
         if name not in FORMATS:
@@ -78,6 +78,12 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
         for name in sorted(formats, key=lambda name: name == "pdf"):  # it is ready last
             _write(folder / FORMATS[name], getattr(makers, name.replace("-", "_")))
             hand_over(folder / FORMATS[name])
+    for run_dir, run in zip(run_dirs, runs, strict=True):
+        if nothing := wording.nothing_measured(run):
+            raise HvctError(
+                f"{run_dir}: {nothing}",
+                f"the report in {folder} says so too; hvct resume goes on with a run cut short",
+            )
     return {name: folder / FORMATS[name] for name in formats}
 
 

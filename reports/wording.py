@@ -183,11 +183,24 @@ def answers(
         model.Answer("Was it the same work?", tuple(_same(run, labels))),
         model.Answer("Which is better?", tuple(_better(run, arms, comparisons))),
         model.Answer(
-            "What came out?", (*costs.sentences(run.costs), *_came_out(pairs, comparisons))
+            "What came out?",
+            (*costs.sentences(run.costs), *_came_out(pairs, comparisons, nothing_measured(run))),
         ),
         model.Answer("How sure is that?", tuple(_sure(run, comparisons, labels, primary))),
         model.Answer("What could make it wrong?", tuple(_beware(findings))),
     )
+
+
+def nothing_measured(run: Run) -> str:
+    """Why there is no figure at all in a run; "" where it holds trials, or steps of costs."""
+    if len(run.trials) or run.steps:
+        return ""
+    if run.excluded:
+        return (
+            f"nothing was measured that counts: the run holds {count(run.excluded, 'trial')}, "
+            "none of a block that is complete"
+        )
+    return "nothing was measured: the run holds no trial"
 
 
 def _compared(run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]) -> list[str]:
@@ -264,9 +277,9 @@ def _better(
 
 
 def _came_out(
-    pairs: Sequence[tuple[str, str, str]], comparisons: Sequence[model.Comparison]
+    pairs: Sequence[tuple[str, str, str]], comparisons: Sequence[model.Comparison], nothing: str
 ) -> list[str]:
-    lines = []
+    lines = [f"{capitalised(nothing)}."] if nothing else []
     for arm, baseline, label in pairs:
         mine = [c for c in comparisons if (c.arm, c.baseline) == (arm, baseline)]
         family = [c for c in mine if c.primary and c.verdict != Verdict.EMULATED]

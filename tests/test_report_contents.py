@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import synthetic
 
+from bench.errors import HvctError
 from reports import report, threats
 from reports.analysis import analyse
 from reports.data import read
@@ -255,3 +256,23 @@ def test_html_and_pdf_hold_the_new_pages_too(tmp_path: Path) -> None:
         text = words(written[name])
         missing = [item for item in wanted if "".join(item.split()) not in text]
         assert not missing, (name, missing[:3])
+
+
+@pytest.mark.parametrize("stored", [0, 4])
+def test_a_run_without_a_figure_says_so(tmp_path: Path, stored: int) -> None:
+    """No trial, or none of a complete block: all files say it, and the command fails with it."""
+    folder = synthetic.write_run(tmp_path / "run", workloads=("redis", "xz"), blocks=2)
+    lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    (folder / "trials.jsonl").write_text("".join(lines[:stored]))
+    with pytest.raises(HvctError, match="nothing was measured") as caught:
+        report.build([folder])
+    assert caught.value.exit_code == 1 and str(folder) in caught.value.message
+    (answer,) = [item for item in json.loads((folder / "report.json").read_text())["runs"][0][
+        "answers"] if item["question"] == "What came out?"]  # fmt: skip
+    assert answer["lines"][0].startswith("Nothing was measured")
+    assert f"holds {stored or 'no'} trial" in answer["lines"][0]
+    assert answer["lines"][0] in (folder / "report.html").read_text()
+    argv = ["pdftotext", "-l", "1", folder / "report.pdf", "-"]
+    said = subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+    assert answer["lines"][0] in " ".join(said.split())
+    assert (folder / "samples.csv").read_text().count("\n") == 1
