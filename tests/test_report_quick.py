@@ -125,7 +125,7 @@ def test_three_questions_of_a_reader_who_stops_there(first: str, run: dict[str, 
 def test_the_contents_lead_to_their_pages(files: dict[str, Path]) -> None:
     """Each number in the PDF's contents is that of the page on which that heading stands."""
     text = page(files["pdf"], 1)
-    listed = text[text.index("Contents") :]
+    listed = text[text.rindex("Contents") :]
     titles = re.findall(r'<li[^>]*><a href="#[^"]*">([^<]*)</a>', files["html"].read_text())
     assert len(titles) > 14
     argv = ["pdftohtml", "-xml", "-i", "-stdout", str(files["pdf"])]
@@ -153,6 +153,47 @@ def test_each_chart_is_on_the_page_of_its_caption(files: dict[str, Path]) -> Non
         assert len(drawn) > 5
         for text in drawn:
             assert text.replace(" ", "") in sheet, (title, text)
+
+
+def in_trouble(line: dict[str, Any]) -> None:
+    """A host and instances with as much to warn of as the first page can be asked to hold."""
+    change(line)
+    line["disturbances"] |= {"steal_cpus": 0.3, "psi_cpu": 0.7, "other_cpus": 1.4, "flagged": 1.0}
+    if line["arm"] == "vm" and line["block"] in {1, 7}:
+        synthetic.spoil(line, "timeout", "no useful reply within 60 s")
+    if line["workload"] == "nginx" and line["arm"] == "container" and line["block"] > 3:
+        synthetic.spoil(line, "failed", "exit status 127: " + "a library is missing; " * 20)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["tcg", "kvm"])
+def test_the_first_page_never_overflows(tmp_path: Path, count: int, kind: str) -> None:
+    """However much a run has to say, it fits; contents are on page 1 or 2, and page 1 says which.
+
+    Of two runs it is the list of runs that fits, and each run's own first page behind it.
+    """
+    folders = []
+    for n in range(count):
+        record = synthetic.run_record(kind=kind, run_id=f"20261123-204{n}-quick-of-a-long-name")
+        record["plan"]["invalidation"] = {"steal_cpus": 0.05}
+        record["host"]["boot_id"] = f"boot-{n}"
+        record["host"]["kernel"]["release"] += f"-{n}"
+        folder = tmp_path / f"run-{n}"
+        folders.append(synthetic.write_run(folder, record=record, seed=n, change=in_trouble))
+    built = report.build(folders, ("pdf", "json"), tmp_path / "made")
+    sheets = [page(built["pdf"], n + 1) for n in range(pages(built["pdf"]))]
+    (at,) = [n for n, text in enumerate(sheets, 1) if "Contents Results" in text
+             or "Contents The runs" in text]  # fmt: skip
+    assert at <= 2 and f"Contents: page {at}" in sheets[0]
+    runs = json.loads(built["json"].read_text())["runs"]
+    if count > 1:
+        assert all(run["id"] in sheets[0] for run in runs)
+    for run in runs:
+        first = next(text for text in sheets if QUESTIONS[0] in text and run["id"] in text)
+        shown = first.replace(" ", "")
+        for item in run["answers"]:
+            for text in (item["question"], *item["lines"]):
+                assert text.replace(" ", "") in shown, text
 
 
 @pytest.fixture(scope="module")
