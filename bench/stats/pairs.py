@@ -12,9 +12,11 @@ A timeout of a duration ranks as +inf. A failed trial takes its pair out, and is
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter, sub
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -194,7 +196,7 @@ def check(series: PairedSeries) -> None:
     ):
         if not (math.isfinite(value) and value >= 0.0):
             raise BadInput(f"the {what} of {name} is {value}", "give a number of at least 0")
-    blocks = [Pair(*row).block for row in series.values]
+    blocks = [row[0] for row in series.values]
     if len(set(blocks)) != len(blocks):
         raise BadInput(f"{name} has a block twice", "give each block once, repeats collapsed")
 
@@ -206,9 +208,10 @@ def effects(series: PairedSeries) -> Effects:
         BadInput: see `check`.
     """
     check(series)
-    rows = sorted((Pair(*row) for row in series.values), key=lambda row: row.block)
-    arm = [_bounds(series, row.outcome_arm, row.value_arm) for row in rows]
-    base = [_bounds(series, row.outcome_base, row.value_base) for row in rows]
+    rows = sorted(series.values, key=itemgetter(0))
+    outcomes, outcomes_base = [row[1] for row in rows], [row[3] for row in rows]
+    arm = _ranges(series, outcomes, [row[2] for row in rows])
+    base = _ranges(series, outcomes_base, [row[4] for row in rows])
     paired = []
     blocks = []
     if series.design is Design.UNPAIRED:
@@ -225,55 +228,59 @@ def effects(series: PairedSeries) -> Effects:
         for row, a, b in zip(rows, arm, base, strict=True):
             if a is not None and b is not None:
                 paired.append(_difference(series.scale, a, b))
-                blocks.append(row.block)
+                blocks.append(row[0])
         n_pairs = len(paired)
-    there = [row.outcome_arm != ABSENT for row in rows]
-    there_base = [row.outcome_base != ABSENT for row in rows]
-    ended = [(_ended(row.outcome_arm), _ended(row.outcome_base)) for row in rows]
+    counts, counts_base = Counter(outcomes), Counter(outcomes_base)
+    absent, absent_base = counts[ABSENT], counts_base[ABSENT]
+    both = list(zip(outcomes, outcomes_base, strict=True))
     return Effects(
         low=np.array([low for low, _ in paired], dtype=np.float64),
         high=np.array([high for _, high in paired], dtype=np.float64),
         blocks=tuple(blocks),
         n_pairs=n_pairs,
-        n_trials_arm=sum(there),
-        n_trials_baseline=sum(there_base),
+        n_trials_arm=len(rows) - absent,
+        n_trials_baseline=len(rows) - absent_base,
         arm=_known(arm),
         baseline=_known(base),
         n_blocks=len(rows),
-        n_failed_arm=sum(row.outcome_arm == Outcome.FAILED for row in rows),
-        n_failed_baseline=sum(row.outcome_base == Outcome.FAILED for row in rows),
-        n_lost_arm=sum(b is None for b, here in zip(arm, there, strict=True) if here),
-        n_lost_baseline=sum(b is None for b, here in zip(base, there_base, strict=True) if here),
-        n_timeouts=sum(
-            (row.outcome_arm == Outcome.TIMEOUT) + (row.outcome_base == Outcome.TIMEOUT)
-            for row in rows
-        ),
-        n_refused=sum(Outcome.REFUSED in (row.outcome_arm, row.outcome_base) for row in rows),
-        only_arm_failed=sum(not a and b for a, b in ended),
-        only_baseline_failed=sum(a and not b for a, b in ended),
-        n_below=sum(bounds is not None and bounds[0] < bounds[1] for bounds in (*arm, *base)),
+        n_failed_arm=counts[Outcome.FAILED],
+        n_failed_baseline=counts_base[Outcome.FAILED],
+        n_lost_arm=arm.count(None) - absent,
+        n_lost_baseline=base.count(None) - absent_base,
+        n_timeouts=counts[Outcome.TIMEOUT] + counts_base[Outcome.TIMEOUT],
+        n_refused=sum(Outcome.REFUSED in pair for pair in both),
+        only_arm_failed=sum(a in _CUT_SHORT and b not in _CUT_SHORT for a, b in both),
+        only_baseline_failed=sum(b in _CUT_SHORT and a not in _CUT_SHORT for a, b in both),
+        n_below=sum(ends is not None and ends[0] < ends[1] for ends in (*arm, *base)),
     )
 
 
-def _ended(outcome: Outcome | str) -> bool:
-    return outcome not in (Outcome.FAILED, Outcome.TIMEOUT)
+_CUT_SHORT = frozenset({Outcome.FAILED, Outcome.TIMEOUT})
+_NO_VALUE = frozenset({Outcome.FAILED, Outcome.REFUSED, ABSENT})
 
 
-def _bounds(
-    series: PairedSeries, outcome: Outcome | str, value: float | None
-) -> tuple[float, float] | None:
-    """The range in which a trial's value lies, None where it has none."""
-    if outcome in (Outcome.FAILED, Outcome.REFUSED, ABSENT):
-        return None
-    if value is None or math.isnan(value):
-        timed_out = outcome == Outcome.TIMEOUT and series.ranks_timeouts
-        return (math.inf, math.inf) if timed_out else None
-    if series.scale is Scale.RATIO and (value < series.resolution or value <= 0.0):
-        # Negative ones come from two clocks that agree only to their resolution.
-        return (0.0, series.resolution) if series.resolution > 0.0 else None
-    if series.scale is Scale.DIFFERENCE and 0.0 <= value < series.resolution:
-        return (0.0, series.resolution)
-    return (value, value)
+def _ranges(
+    series: PairedSeries, outcomes: Sequence[Outcome | str], values: Sequence[float | None]
+) -> list[tuple[float, float] | None]:
+    """The range in which each trial's value lies, None where it has none."""
+    late = (math.inf, math.inf) if series.ranks_timeouts else None
+    resolution = series.resolution
+    below = (0.0, resolution) if resolution > 0.0 else None
+    ratio = series.scale is Scale.RATIO
+    found: list[tuple[float, float] | None] = []
+    for outcome, value in zip(outcomes, values, strict=True):
+        if outcome in _NO_VALUE:
+            found.append(None)
+        elif value is None or math.isnan(value):
+            found.append(late if outcome == Outcome.TIMEOUT else None)
+        elif ratio and (value < resolution or value <= 0.0):
+            # Negative ones come from two clocks that agree only to their resolution.
+            found.append(below)
+        elif not ratio and 0.0 <= value < resolution:
+            found.append(below)
+        else:
+            found.append((value, value))
+    return found
 
 
 def _known(bounds: list[tuple[float, float] | None]) -> tuple[float, ...]:
@@ -286,9 +293,15 @@ def _difference(
 ) -> tuple[float, float]:
     if arm[0] == math.inf and base[0] == math.inf:
         return (-math.inf, math.inf)
-    if scale is Scale.RATIO:
-        return (_log(arm[0]) - _log(base[1]), _log(arm[1]) - _log(base[0]))
-    return (arm[0] - base[1], arm[1] - base[0])
+    minus = _log_ratio if scale is Scale.RATIO else sub
+    low = minus(arm[0], base[1])
+    if arm[0] == arm[1] and base[0] == base[1]:  # nearly all: no need to work it out twice
+        return (low, low)
+    return (low, minus(arm[1], base[0]))
+
+
+def _log_ratio(value: float, base: float) -> float:
+    return _log(value) - _log(base)
 
 
 def _log(value: float) -> float:
