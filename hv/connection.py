@@ -1,4 +1,7 @@
-"""The harness's side of the worker: starting it, and what it says about each domain."""
+"""The harness's side of the worker: starting it, and what it says about each domain.
+
+A few lines over 400: all that crosses the worker's wire is read here.
+"""
 
 from __future__ import annotations
 
