@@ -12,7 +12,7 @@ from v2_inside import MUTATIONS
 from bench.journal import open_run
 from bench.model import Image
 
-pytestmark = [pytest.mark.root, pytest.mark.vm]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(1000)]
 
 TESTS = (
     "tests/v2_limits.py",
@@ -29,7 +29,7 @@ TESTS = (
     # one measured: 50 ms of the second under emulation.
     "--deselect=tests/test_cgroup_processes.py::test_one_cpu_second_reads_so",
 )
-LIMIT_S = 400.0  # for all of it; 80 s are usual
+LIMIT_S = 800.0  # for all of it; 80 s are usual where nothing else runs
 
 
 @pytest.fixture(scope="module")
