@@ -248,7 +248,7 @@ def _picture(
         "title": picture.title,
         "caption": picture.caption,
         "raw": raw,
-        "svg": _box(picture) if for_print else _themed(picture.svg),
+        "drawn": _box(picture) if for_print else f'<div class="chart">{_themed(picture.svg)}</div>',
     }
 
 

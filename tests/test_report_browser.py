@@ -455,14 +455,21 @@ def test_the_keyboard_reaches_everything(
 
 
 @pytest.mark.parametrize("width", [390, 768])
-def test_a_narrow_window_scrolls_tables_only(page: webdriver.Chrome, width: int) -> None:
-    """On a telephone the page is as wide as the window; only tables scroll sideways."""
+def test_a_narrow_window_scrolls_tables_and_charts(page: webdriver.Chrome, width: int) -> None:
+    """On a telephone the page is as wide as the window; what is wider scrolls, and can be read."""
     try:
         page.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True},
         )
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        letters = page.execute_script(
+            "return [...document.querySelectorAll('figure svg text')]"
+            ".map((text) => text.getBoundingClientRect().height)"
+        )
+        assert letters and min(letters) > 7, "pixels"
+        cell = page.find_element(By.CSS_SELECTOR, "table.samples td.mono")
+        assert cell.size["width"] >= 200
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
