@@ -142,11 +142,11 @@ def test_cpu_time_is_the_workloads(backend: LauncherBackend, busybox: Image) -> 
     """The group's counter, the workload's own rusage and the launcher's agree."""
     script = "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done"
     with start(backend, busybox, script) as instance:
-        assert instance.wait(Event.EXITED, soon())
+        assert instance.wait(Event.EXITED, soon(60.0))  # in an emulated guest, too (test_cgroup_v2)
         assert instance.exit is not None
         own = instance.exit.user_s + instance.exit.system_s
         final = instance.release()
     outside = final["rusage_user_s"] + final["rusage_system_s"]
-    assert own <= outside < own + 0.1
+    assert own <= outside < 1.05 * own + 0.1
     # What the child does before it has joined is the launcher's: a millisecond.
     assert final["cgroup_cpu_s"] == pytest.approx(outside, rel=0.05, abs=0.005)
