@@ -34,9 +34,10 @@ def take_receipt(
     Raises:
         HvctError: it could not be launched, or sent no receipt.
     """
+    limit_ns = max(LIMIT_NS, int(workload.timeout_s * 1e9))  # what is in time in a trial, is here
     with backend.launch(spec) as instance:
-        if not instance.wait(Event.STARTED, time.monotonic_ns() + LIMIT_NS):
-            raise LaunchFailed("the workload was not started within 120 s")
+        if not instance.wait(Event.STARTED, time.monotonic_ns() + limit_ns):
+            raise LaunchFailed(f"the workload was not started within {limit_ns / 1e9:g} s")
         description = instance.describe()
         # As long as a measured trial runs, so that it warms up what they use.
         if workload.until == "exit":
