@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from bench.agent.build import agent_path
+from bench.agent.launch_record import run_record
 from bench.agent.session import AgentSession
 from bench.errors import HvctError, LaunchFailed
-from bench.model import Event, Ids, OutputMode
+from bench.model import Event, Ids, Image, ImageConfig, InstanceSpec, OutputMode
 
 PATH = ("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
 
@@ -111,6 +113,25 @@ def test_workload_starts_clean(launch: Launch) -> None:
     session = finished(launch("bash", "-c", text))
     assert session.stdout.decode().split()[:4] == ["0", "1", "2", "3"]  # 3 is ls's own
     assert session.stdout.decode().split()[4:] == ["0" * 16] * 2
+
+
+def test_signals_that_libc_keeps_are_reset_as_well() -> None:
+    """glibc's posix_spawn, which Python 3.13 starts programs with, ignores two of them."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        agent = str(agent_path())
+        became = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+        pid = os.posix_spawn(agent, [agent, "--channel=3"], os.environ, file_actions=became)
+        theirs.close()
+        ignored = int(Path(f"/proc/{pid}/status").read_text().split("SigIgn:")[1].split()[0], 16)
+        assert ignored >> 31, "nothing to reset: this posix_spawn is another"
+        session = AgentSession(ours, shared_clock=True)
+        image = Image("none", "", Path("/"), 0, "", "amd64", ImageConfig(), "")
+        argv = ("/bin/grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
+        session.send_run(run_record(InstanceSpec(id="t", image=image, argv=argv)))
+        finished(session)
+        assert session.stdout.decode().split()[1::2] == ["0" * 16] * 2
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_signals_are_forwarded(launch: Launch) -> None:

@@ -7,6 +7,7 @@
 #include <grp.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -53,8 +54,10 @@ static int set_stdio(const struct run *run, struct stdio stdio) {
             return fail("stdio", "fchown");
     sigset_t none;
     sigemptyset(&none);
-    for (int number = 1; number < 32; number++)
-        signal(number, SIG_DFL);
+    /* Not by signal(): of the 64, libc keeps two to itself, which its posix_spawn ignores. */
+    const uint64_t by_default[4] = {0}; /* the kernel's struct sigaction */
+    for (int number = 1; number <= 64; number++)
+        syscall(SYS_rt_sigaction, number, by_default, NULL, sizeof(uint64_t));
     sigprocmask(SIG_SETMASK, &none, NULL);
     /* Whatever the launcher left open ends at the exec, and so does the agent's pipe that waits for
      * it. */
