@@ -492,7 +492,7 @@ class VmBackend:
                 if instance.wait(Event.INIT, deadline_ns):
                     return ""
         except LaunchFailed as failure:
-            if self._connection is not None and not self._connection.alive:
+            if self._connection is not None and self._connection.died():
                 raise WorkerLost(f"the VM worker has ended: {failure.message}", AGAIN) from failure
             return f"the guest kernel does not boot under it: {failure.message}"
         return f"the guest kernel did not reach its init within {BOOT_LIMIT_S:.0f} s"

@@ -290,6 +290,16 @@ class Connection:
         """Whether the worker still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def died(self, within_s: float = 0.5) -> bool:
+        """Whether the worker is gone; it closes its sockets a moment before it is."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     @property
     def pid(self) -> int:
         """The worker's process id, 0 when it does not run."""
