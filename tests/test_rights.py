@@ -82,7 +82,7 @@ def user() -> Iterator[User]:
 
 def nothing_left(home: Path) -> None:
     """No journal, no runtime folder, no process."""
-    left = {path.name for path in (home / "run" / "hvct").iterdir()}
+    left = {path.name for path in (home / "run").glob("hvct/*")}
     assert {name for name in left if not name.endswith(".lock")} == set()
     assert faults.marked("") == {} or all(
         Path(f"/proc/{pid}").stat().st_uid != UID for pid in faults.marked("")
