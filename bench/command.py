@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import IO
@@ -54,14 +54,47 @@ def run(
         raise HostCannot(f"{words[0]} is not installed", hint or "run ./hvct doctor") from error
     except subprocess.TimeoutExpired as error:
         raise HvctError(f"{words[0]} did not end within {timeout_s:.0f} s", hint) from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-        reason = " · ".join(said[-3:]) or "it printed nothing"
-        message = f"{words[0]} failed with status {done.returncode}: {reason}"
-        if FULL in reason:  # whatever the program is for, that is what to mend
-            raise HostCannot(message, "make room on that disk")
-        raise HvctError(message, hint)
-    return done.stdout
+    return _output(words[0], done.returncode, done.stdout, done.stderr, hint)
+
+
+def _output(program: str, status: int, out: bytes, err: bytes, hint: str) -> bytes:
+    if status == 0:
+        return out
+    said = (err or out).decode("utf-8", "replace").strip().splitlines()
+    reason = " · ".join(said[-3:]) or "it printed nothing"
+    message = f"{program} failed with status {status}: {reason}"
+    if FULL in reason:  # whatever the program is for, that is what to mend
+        raise HostCannot(message, "make room on that disk")
+    raise HvctError(message, hint)
+
+
+@contextmanager
+def begun(argv: Sequence[str | PathLike[str]]) -> Iterator[Callable[[bytes], bytes]]:
+    """A program that starts now, and gets its standard input when there is one.
+
+    Yields what hands it over, waits for the end, and returns the standard output; it raises as
+    `run` does. A program that is never called is killed.
+
+    Raises:
+        HostCannot: the program is not installed.
+    """
+    words = [str(word) for word in argv]
+    log.info("begin %s", words)
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe)
+    except FileNotFoundError as error:
+        raise HostCannot(f"{words[0]} is not installed", "run ./hvct doctor") from error
+
+    def finish(data: bytes) -> bytes:
+        out, err = process.communicate(data)
+        return _output(words[0], process.returncode, out, err, "")
+
+    with process:
+        try:
+            yield finish
+        finally:
+            process.kill()
 
 
 @contextmanager

@@ -10,30 +10,30 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from bench.command import run
+from bench.command import begun
 
 POINTS_PER_PIXEL = 0.75
 LAYOUT = Path(__file__).with_name("layout.py")
 
 
-def lay_out(page: str) -> bytes:
-    """The layout of a page made for print, by a process of its own: for `with_charts`.
+def layout() -> AbstractContextManager[Callable[[bytes], bytes]]:
+    """What lays out a page made for print, for `with_charts`.
 
-    Raises:
-        HvctError: it failed.
+    It is a process of its own, which loads its libraries while the page is made.
     """
     # -P: this folder has modules with names of the standard library's.
-    return run([sys.executable, "-P", LAYOUT], input_bytes=page.encode())
+    return begun([sys.executable, "-P", LAYOUT])
 
 
 def with_charts(laid_out: bytes, places: Mapping[str, int], charts: bytes) -> bytes:
     """The PDF, with each chart in its place; the same page and charts give the same bytes.
 
     Args:
-        laid_out: from `lay_out`.
+        laid_out: from `layout`.
         places: id of each box for a chart → number of its page among the charts, from 0.
         charts: one page for each chart; it becomes as wide as the text.
     """

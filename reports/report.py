@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,11 +60,18 @@ def build(
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"there is no format {name!r}", f"choose from {', '.join(FORMATS)}")
-    with _uncollected():
-        return _build(run_dirs, formats, into)
+    from reports.pdf import layout
+
+    with _uncollected(), layout() if "pdf" in formats else nullcontext() as lay_out:
+        return _build(run_dirs, formats, into, lay_out)
 
 
-def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) -> dict[str, Path]:
+def _build(
+    run_dirs: Sequence[Path],
+    formats: Sequence[str],
+    into: Path | None,
+    lay_out: Callable[[bytes], bytes] | None,
+) -> dict[str, Path]:
     runs = _read(run_dirs)
     folder = into or _folder(run_dirs, runs)
     try:
@@ -73,8 +80,8 @@ def _build(run_dirs: Sequence[Path], formats: Sequence[str], into: Path | None) 
         raise oserror("mkdir", folder, error) from error
     with ThreadPoolExecutor(1) as beside:
         makers = _Makers(runs, beside)
-        if "pdf" in formats:
-            makers.begin_pdf()
+        if lay_out:
+            makers.begin_pdf(lay_out)
         for name in sorted(formats, key=lambda name: name == "pdf"):  # it is ready last
             _write(folder / FORMATS[name], getattr(makers, name.replace("-", "_")))
             hand_over(folder / FORMATS[name])
@@ -184,12 +191,11 @@ class _Makers:
 
         path.write_text(document(self.data, self.pictures), encoding="utf-8")
 
-    def begin_pdf(self) -> None:
+    def begin_pdf(self, lay_out: Callable[[bytes], bytes]) -> None:
         from reports.html import document
-        from reports.pdf import lay_out
 
         page = document(self.data, self.pictures, for_print=True)
-        self.laid_out = self.beside.submit(lay_out, page)
+        self.laid_out = self.beside.submit(lay_out, page.encode())
 
     def pdf(self, path: Path) -> None:
         from reports.charts import as_pdf
