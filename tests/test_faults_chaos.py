@@ -62,7 +62,7 @@ def test_whatever_happens_nothing_stays_and_nothing_is_lost(
         except AssertionError as failure:  # the other rounds are worth having
             failures.append(f"{game}\nreplay it: {replay}\n{failure}")
             with capsys.disabled():
-                print(": failed", end="", flush=True)
+                print(f": failed\n{failure}", end="", flush=True)
     with capsys.disabled():
         print(f"\n{log}")
     assert not failures, "\n\n".join(failures)
