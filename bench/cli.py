@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(error)
     except KeyboardInterrupt as error:
         print("hvct: interrupted", file=sys.stderr)
-        exec(
-            ""
-        )  # Python under -m kills itself by SIGINT if one ever ended an exec(), as of dataclasses
+        # Python under -m kills itself by SIGINT if one ever ended an exec(), as of dataclasses;
+        # one that ends well makes it forget that.
+        exec("")
         return exit_code(error)
     except BrokenPipeError:
         # The reader went away (`hvct list | head`): nothing to say, and nobody to say it to.
