@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 import pytest
+from launching import soon, until
 
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, RunContext
@@ -53,21 +54,6 @@ with open_run(Path(sys.argv[1]), network=True) as context, VmBackend(context) as
         print("spawned", flush=True)
         instance.wait(Event.EXITED, deadline)
 """
-
-
-def soon(seconds: float = 30.0) -> int:
-    """A deadline."""
-    return time.monotonic_ns() + int(seconds * 1e9)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def marked(tag: str) -> list[int]:
@@ -116,7 +102,7 @@ def make(context: RunContext, image: Image, *argv: str) -> InstanceSpec:
 def test_killed_qemu_is_said(backend: VmBackend, context: RunContext, busybox: Image) -> None:
     """SIGKILL to QEMU mid-trial: one line says so, and nothing of the instance stays."""
     with backend.launch(make(context, busybox, "sleep", "60")) as instance:
-        assert instance.wait(Event.STARTED, soon())
+        assert instance.wait(Event.STARTED, soon(30))
         os.kill(instance.link.pid, signal.SIGKILL)
         with pytest.raises(LaunchFailed, match="QEMU ended with signal 9"):
             instance.wait(Event.EXITED, soon(5))
@@ -128,7 +114,7 @@ def test_killed_worker_takes_its_guests_and_is_replaced(
 ) -> None:
     """SIGKILL to the worker: its QEMU dies with it, that is said, the next launch works."""
     with backend.launch(make(context, busybox, "sleep", "60")) as instance:
-        assert instance.wait(Event.STARTED, soon())
+        assert instance.wait(Event.STARTED, soon(30))
         pid = instance.link.pid
         os.kill(backend.connection.pid, signal.SIGKILL)
         with pytest.raises(LaunchFailed, match="worker has ended") as caught:
@@ -137,7 +123,7 @@ def test_killed_worker_takes_its_guests_and_is_replaced(
     assert until(lambda: pid not in marked(context.tag))
     assert not groups(context.tag)
     with backend.launch(make(context, busybox, "echo", "again")) as again:
-        assert again.wait(Event.EXITED, soon())
+        assert again.wait(Event.EXITED, soon(30))
     assert again.stdout == b"again\n"
 
 
@@ -150,7 +136,7 @@ def test_release_before_anything_happened(
     with backend.launch(spec):
         pass
     with backend.launch(spec) as instance:
-        assert instance.wait(Event.EXITED, soon())
+        assert instance.wait(Event.EXITED, soon(30))
     assert instance.stdout == b"second\n"
     assert not groups(context.tag)
 
