@@ -51,7 +51,8 @@ timeout_s = 4
 [[workload]]
 name = "forks"
 image = "busybox"
-argv = ["sh", "-c", "b() { b | b & }; b; sleep 0.5; exit 5"]
+# The wait is the shell's own: with every process taken, a sleep may find none to start in.
+argv = ["sh", "-c", "mkfifo /tmp/f; b() { b | b & }; b; read -t 1 x <>/tmp/f; exit 5"]
 limits = {pids = 40}
 
 [[workload]]
