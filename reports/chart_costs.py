@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from functools import partial
+from typing import TYPE_CHECKING
 
+from bench.ledger import CostModel
 from reports.costs import PART_ORDER, text
 from reports.drawing import (
     FAINT,
@@ -12,12 +13,18 @@ from reports.drawing import (
     PAPER,
     PHASE_INKS,
     PHASE_SHADES,
+    Canvas,
+    Chart,
     bytes_axis,
-    canvas,
     legend,
     tag,
 )
 from reports.model import RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
 
 SHORT = {
     "guest": "guest RAM", "vmm": "QEMU", "anon": "anonymous", "shmem": "tmpfs", "kernel": "kernel",
@@ -26,12 +33,24 @@ SHORT = {
 """Names of parts that fit a legend."""
 
 
-def ledger(run: RunReport) -> tuple[Figure, str, str] | None:
+def ledger(run: RunReport) -> Chart | None:
     """A stacked bar per arm, what is unexplained at its end, and the host's loss above it."""
     model = run.costs
     if model is None or not model.arms:
         return None
-    figure, grid = canvas([0.42] * len(model.arms), left_in=0.15, right_in=0.3, above_in=0.36)
+    return Chart(
+        "The memory ledger of one more instance",
+        "Each bar stacks the parts of the table above, mean by mean; the hatched end is what is "
+        "unexplained. The diamond is what went missing on the host, with its 95 % interval: the "
+        "ledger closes where the plain part of the bar ends inside it. Every arm has its own axis.",
+        Canvas([0.42] * len(model.arms), left_in=0.15, right_in=0.3, above_in=0.36),
+        partial(_draw, model),
+    )
+
+
+def _draw(model: CostModel, figure: Figure, grid: Grid) -> None:
+    from matplotlib.patches import Patch
+
     there = {part.name for arm in model.arms for part in arm.ledger}
     used = [name for name in PART_ORDER if name in SHORT and name in there]
     for (axes,), arm in zip(grid, model.arms, strict=True):
@@ -80,13 +99,6 @@ def ledger(run: RunReport) -> tuple[Figure, str, str] | None:
     ]  # fmt: skip
     keys.append(Patch(facecolor=PAPER, edgecolor=INK, lw=0.6, hatch="xxx", label="unexplained"))
     legend(figure, keys, 5)
-    return (
-        figure,
-        "The memory ledger of one more instance",
-        "Each bar stacks the parts of the table above, mean by mean; the hatched end is what is "
-        "unexplained. The diamond is what went missing on the host, with its 95 % interval: the "
-        "ledger closes where the plain part of the bar ends inside it. Every arm has its own axis.",
-    )
 
 
 def _hatch(used: list[str], name: str) -> str:

@@ -1,25 +1,21 @@
-"""Charts of effects: ratios with their intervals, and work per CPU second."""
+"""Charts of effects: ratios with their intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.numbers import RATIO_UNIT
 from reports.drawing import (
     BAND,
     INK,
     PAPER,
+    Canvas,
+    Chart,
     arm_keys,
-    canvas,
     legend,
     log_axis,
     row_labels,
@@ -28,6 +24,12 @@ from reports.drawing import (
     widest_in,
 )
 from reports.model import Comparison, Effect, RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
 
 MOST_ROWS = 54
 """What fits on one page of the PDF, with headings and caption."""
@@ -47,7 +49,7 @@ def ratio_of(row: Comparison) -> Effect | None:
     return None
 
 
-def forest(run: RunReport) -> tuple[Figure, str, str] | None:
+def forest(run: RunReport) -> Chart | None:
     """The plan's primary metrics, one panel per pair of arms."""
     panels: list[tuple[str, list[Comparison]]] = []
     for arm, baseline, label in run.pairs:
@@ -63,11 +65,24 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
     if not panels:
         return None
     every = [row for _, rows in panels for row in rows]
-    figure, grid = canvas(
-        [0.15 * len(rows) + 0.05 for _, rows in panels],
-        left_in=widest_in([_label(row) for row in every], 7.5),
-        right_in=widest_in([_ratio_text(row) for row in every], 7.0) + 0.05,
+    return Chart(
+        "The primary metrics as ratios",
+        f"{_READING}Each pair of arms has its own axis. The shaded band is the margin of the plan: "
+        "inside it a difference does not matter; metrics that are judged as differences have none "
+        "here. Filled markers are judged, hollow ones are described only (emulated, undecided, or "
+        "outside the primary family). ★ marks the primary family.",
+        Canvas(
+            [0.15 * len(rows) + 0.05 for _, rows in panels],
+            left_in=lambda: widest_in([_label(row) for row in every], 7.5),
+            right_in=lambda: widest_in([_ratio_text(row) for row in every], 7.0) + 0.05,
+        ),
+        partial(_draw_forest, run, panels),
     )
+
+
+def _draw_forest(
+    run: RunReport, panels: Sequence[tuple[str, list[Comparison]]], figure: Figure, grid: Grid
+) -> None:
     for (axes,), (label, rows) in zip(grid, panels, strict=True):
         left, right = _bounds(rows)
         _ratio_rows(run, axes, list(enumerate(rows)), left, right)
@@ -77,23 +92,15 @@ def forest(run: RunReport) -> tuple[Figure, str, str] | None:
         row_labels(axes, enumerate(_label(row) for row in rows), 7.5)
         _finish(axes, left, right, (len(rows) - 0.4, -0.6))
         axes.set_title(label)
-    return (
-        figure,
-        "The primary metrics as ratios",
-        f"{_READING}Each pair of arms has its own axis. The shaded band is the margin of the plan: "
-        "inside it a difference does not matter; metrics that are judged as differences have none "
-        "here. Filled markers are judged, hollow ones are described only (emulated, undecided, or "
-        "outside the primary family). ★ marks the primary family.",
-    )
 
 
-def family_forest(run: RunReport, family: str) -> tuple[Figure, str, str] | None:
+def family_forest(run: RunReport, family: str) -> Chart | None:
     """Every metric of one family in every pair of arms, all on one axis."""
     keys = _keys(run, [row for row in run.comparisons if row.family == family])
     return _ratios(run, keys, "Every metric as a ratio", {})
 
 
-def all_forest(run: RunReport) -> tuple[Figure, str, str] | None:
+def all_forest(run: RunReport) -> Chart | None:
     """Every metric of every family on one axis; None where one family is all there is."""
     if len(run.families) < 2:
         return None
@@ -137,7 +144,7 @@ def _multiple(run: RunReport, row: Comparison) -> tuple[float, float, float] | N
 
 def _ratios(
     run: RunReport, keys: Sequence[_Key], title: str, heads_of: Mapping[_Key, str]
-) -> tuple[Figure, str, str] | None:
+) -> Chart | None:
     """Ratios on one logarithmic axis and, row by row beside them, differences by their margins."""
     shown = _fitting(run, keys)
     if len(shown) < 2:
@@ -165,32 +172,9 @@ def _ratios(
         rows = found[key]
         places += [(y + 0.28 * (n - (len(rows) - 1) / 2), row) for n, row in enumerate(rows)]
     beside = any(_multiple(run, row) for row in every)
-    figure, grid = canvas(
-        [ROW_IN * (y + 2)],
-        2 if beside else 1,
-        left_in=max(
-            widest_in([text for _, text in labels], 7.6),
-            widest_in([text for _, text in heads], 8.6),
-        ),  # bold
-        below_in=0.34 if beside else 0.24,
-        above_in=0.05,
-    )
-    axes = grid[0][0]
-    left, right = _bounds(every)
-    with_places = [(place, row) for place, row in places if ratio_of(row) is not None]
-    _ratio_rows(run, axes, with_places, left, right, height=0.14)
-    row_labels(axes, sorted([*labels, *heads]), 7.0, {at for at, _ in heads})
-    _finish(axes, left, right, (y + 0.8, -1.6))
-    if beside:
-        axes.set_xlabel("ratio")
-        _differences(run, grid[0][1], places, y + 0.8)
-    used = {row.arm for row in every}
-    legend(figure, [key for key, arm in zip(arm_keys(run), run.arms, strict=True)
-                    if arm.name in used])  # fmt: skip
     left_out = len(keys) - len(shown)
     pairs = "; ".join(dict.fromkeys(row.pair for row in every))
-    return (
-        figure,
+    return Chart(
         title,
         f"One row is one metric of a workload, one marker a pair of arms ({pairs}), all on one "
         f"axis. {_READING}"
@@ -202,13 +186,52 @@ def _ratios(
         )
         + "Shaded: the margin. Filled markers are judged, and ★ marks the primary family."
         + (f" {left_out} more rows do not fit; they are in the tables." if left_out else ""),
+        Canvas(
+            [ROW_IN * (y + 2)],
+            2 if beside else 1,
+            left_in=lambda: max(
+                widest_in([text for _, text in labels], 7.6),
+                widest_in([text for _, text in heads], 8.6),
+            ),  # bold
+            below_in=0.34 if beside else 0.24,
+            above_in=0.05,
+        ),
+        partial(_draw_ratios, run, _Rows(places, labels, heads, y + 0.8)),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where each effect, each name and each heading of a chart of ratios stands, from the top."""
+
+    places: Sequence[tuple[float, Comparison]]
+    labels: Sequence[tuple[float, str]]
+    heads: Sequence[tuple[float, str]]
+    bottom: float
+
+
+def _draw_ratios(run: RunReport, rows: _Rows, figure: Figure, grid: Grid) -> None:
+    axes = grid[0][0]
+    every = [row for _, row in rows.places]
+    left, right = _bounds(every)
+    with_places = [(place, row) for place, row in rows.places if ratio_of(row) is not None]
+    _ratio_rows(run, axes, with_places, left, right, height=0.14)
+    row_labels(axes, sorted([*rows.labels, *rows.heads]), 7.0, {at for at, _ in rows.heads})
+    _finish(axes, left, right, (rows.bottom, -1.6))
+    if len(grid[0]) > 1:
+        axes.set_xlabel("ratio")
+        _differences(run, grid[0][1], rows.places, rows.bottom)
+    used = {row.arm for row in every}
+    legend(figure, [key for key, arm in zip(arm_keys(run), run.arms, strict=True)
+                    if arm.name in used])  # fmt: skip
 
 
 def _differences(
     run: RunReport, axes: Axes, places: Sequence[tuple[float, Comparison]], bottom: float
 ) -> None:
     """The panel of differences: row by row beside the ratios."""
+    from matplotlib.ticker import FixedLocator
+
     drawn = [(y, row, known) for y, row in places if (known := _multiple(run, row))]
     reach = max([2.0, *(abs(end) for _, _, known in drawn for end in known
                         if math.isfinite(end))]) * 1.25  # fmt: skip
@@ -225,9 +248,8 @@ def _differences(
     axes.set_xlim(-reach if any(known[1] < -1 for _, _, known in drawn) else -2.0, reach)
     far = [10.0**n for n in range(int(math.log10(reach)) + 1)]
     axes.xaxis.set_major_locator(FixedLocator([*(-tick for tick in far), 0.0, *far]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "−")
-                                                 if x else "0"))  # fmt: skip
+    axes.xaxis.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0")
     axes.set_xlabel("difference, in margins")
     axes.set_ylim(bottom, -1.6)
     axes.set_yticks([])
@@ -303,6 +325,9 @@ def _ratio_rows(
     right: float, height: float = 0.42,
 ) -> None:  # fmt: skip
     """Each row's ratio, and a band of its margin where it is judged as a ratio."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
     margins = {metric.name: metric.margin for metric in run.metrics}
     marks = []
     bands = []
@@ -331,50 +356,3 @@ def _finish(axes: Axes, left: float, right: float, rows: tuple[float, float]) ->
     log_axis(axes, RATIO_UNIT, left, right)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-
-
-def efficiency(run: RunReport) -> tuple[Figure, str, str] | None:
-    """Work per host CPU second of each arm, every trial shown, one panel per workload."""
-    groups: dict[str, list[Any]] = {}
-    for item in run.distributions:
-        if item.metric == "work_per_cpu_second" and item.values:
-            groups.setdefault(item.workload, []).append(item)
-    if not groups:
-        return None
-    names = list(groups)[:6]
-    figure, grid = canvas(
-        [0.19 * len(run.arms)] * len(names),
-        left_in=widest_in([arm.label for arm in run.arms], 7.5),
-        right_in=0.9,
-        below_in=0.36,
-    )
-    for (axes,), name in zip(grid, names, strict=True):
-        unit = ""
-        for y, item in enumerate(groups[name]):
-            drawn = style(run, item.arm)
-            middle = next(
-                s for s in run.summaries
-                if (s.metric, s.workload, s.arm) == (item.metric, name, item.arm)
-            )  # fmt: skip
-            (points,) = axes.plot(item.values, [y] * len(item.values), marker=drawn.marker, ls="",
-                                  color=drawn.colour, mfc="none", mew=0.7, ms=4,
-                                  alpha=0.9)  # fmt: skip
-            label, unit = run.arm(item.arm).label, middle.text.partition(" ")[2]
-            tag(points, None, "", *(f"{label}: {value:.4g} {unit}" for value in item.values))
-            if middle.median is not None:
-                axes.plot([middle.median] * 2, [y - 0.38, y + 0.38], color=INK, lw=1.4, ls="-")
-                axes.text(1.015, y, middle.text, transform=axes.get_yaxis_transform(),
-                          va="center", fontsize=7)  # fmt: skip
-        row_labels(axes, enumerate(run.arm(item.arm).label for item in groups[name]), 7.5)
-        axes.set_ylim(len(groups[name]) - 0.4, -0.6)
-        axes.set_xlim(0, axes.get_xlim()[1])
-        axes.set_xlabel(unit, fontsize=7)
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        axes.set_title(run.workload(name).title)
-    return (
-        figure,
-        "Work per host CPU second",
-        "Every trial is a marker, the upright bar the median; further right is more work for the "
-        "same host CPU time, whoever spent it: guest, VMM or kernel.",
-    )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.numbers import RATIO_UNIT
 from reports.drawing import (
     INK,
     PAPER,
     STYLES,
-    canvas,
+    Canvas,
+    Chart,
     legend,
     log_axis,
     row_labels,
@@ -21,26 +22,48 @@ from reports.drawing import (
 )
 from reports.model import JointRow, ReportData
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
+
 MOST_ROWS = 36
 MOST_NAMED = 4
 """Runs whose names fit a legend."""
 
 
-def joint_forest(data: ReportData) -> tuple[Figure, str, str] | None:
+def joint_forest(data: ReportData) -> Chart | None:
     """Every joint ratio with one marker a run, all on one axis."""
     rows = [row for row in data.joint if row.scale == "ratio"]
     rows = [row for row in rows if any(cell.estimate for cell in row.cells)][:MOST_ROWS]
     if not rows:
         return None
+    labels = [_label(row) for row in rows]
+    return Chart(
+        "The same ratios, run by run",
+        "One row a question, one marker a run, from top to bottom in the order of the table's "
+        "columns, each with its own 95 % interval. Where intervals of one row lie apart, host or "
+        "day matter more than the blocks of one run can show.",
+        Canvas(
+            [0.07 * (len(data.runs) + 1) * len(rows) + 0.1],
+            left_in=lambda: widest_in(labels, 7.0),
+            above_in=0.22,
+        ),
+        partial(_draw, data, rows, labels),
+    )
+
+
+def _draw(
+    data: ReportData, rows: Sequence[JointRow], labels: Sequence[str], figure: Figure, grid: Grid
+) -> None:
+    from matplotlib.lines import Line2D
+
     ends = [v for row in rows for c in row.cells for v in (c.estimate, c.low, c.high) if v]
     low, high = min([*ends, 1.0]), max([*ends, 1.0])
     spread = max(math.log10(high / low), 0.08)
     left, right = low / 10 ** (spread * 0.06), high * 10 ** (spread * 0.06)
-    labels = [_label(row) for row in rows]
     runs = len(data.runs)
-    figure, ((axes,),) = canvas(
-        [0.07 * (runs + 1) * len(rows) + 0.1], left_in=widest_in(labels, 7.0), above_in=0.22
-    )
+    ((axes,),) = grid
     for y, row in enumerate(rows):
         for place, cell in enumerate(row.cells):
             if not cell.estimate:
@@ -65,13 +88,6 @@ def joint_forest(data: ReportData) -> tuple[Figure, str, str] | None:
         for run, drawn in zip(data.runs, styles, strict=True)
     ]
     legend(figure, keys[:MOST_NAMED])
-    return (
-        figure,
-        "The same ratios, run by run",
-        "One row a question, one marker a run, from top to bottom in the order of the table's "
-        "columns, each with its own 95 % interval. Where intervals of one row lie apart, host or "
-        "day matter more than the blocks of one run can show.",
-    )
 
 
 def _label(row: JointRow) -> str:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.numbers import format_value
-from reports.drawing import FAINT, PAPER, bytes_axis, canvas, row_labels, style, tag, widest_in
-from reports.model import RunReport
+from reports.drawing import (
+    FAINT,
+    PAPER,
+    Canvas,
+    Chart,
+    bytes_axis,
+    row_labels,
+    style,
+    tag,
+    widest_in,
+)
+from reports.model import RunReport, Workload
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
+
+_Medians = Mapping[tuple[str, str, str], float | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ DEFINITIONS = (
 )
 
 
-def memory(run: RunReport) -> tuple[Figure, str, str] | None:
+def memory(run: RunReport) -> Chart | None:
     """Memory of each arm by four definitions, the cgroup's charge cut into its parts."""
     values = {
         (s.workload, s.arm, s.metric): s.median
@@ -52,31 +69,36 @@ def memory(run: RunReport) -> tuple[Figure, str, str] | None:
     lines = 1 + len(DEFINITIONS)
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure, grid = canvas(
-        [(0.15 * len(run.arms) + 0.19) * lines] * rows,
-        columns,
-        left_in=widest_in([arm.label for arm in run.arms], 6.5),
-    )
-    for place, axes in enumerate(axes for row in grid for axes in row):
-        if place >= len(shown):
-            axes.set_visible(False)
-            continue
-        _memory_panel(run, axes, shown[place].name, values, named=not place % columns)
-        axes.set_title(shown[place].title)
-    return (
-        figure,
+    return Chart(
         "Memory, by four definitions",
         "The same instances, counted four ways (medians). The bar of the cgroup's charge is cut "
         "into anonymous memory (plain), shared memory and tmpfs (strokes), page cache (back "
         "strokes) and kernel memory (crosses), in that order; the other definitions cannot be cut "
         "this way. They differ because they count shared pages differently: say which one you "
         "mean.",
+        Canvas(
+            [(0.15 * len(run.arms) + 0.19) * lines] * rows,
+            columns,
+            left_in=lambda: widest_in([arm.label for arm in run.arms], 6.5),
+        ),
+        partial(_draw, run, shown, values),
     )
+
+
+def _draw(
+    run: RunReport, shown: Sequence[Workload], values: _Medians, figure: Figure, grid: Grid
+) -> None:
+    for place, axes in enumerate(axes for row in grid for axes in row):
+        if place >= len(shown):
+            axes.set_visible(False)
+            continue
+        _memory_panel(run, axes, shown[place].name, values, named=not place % len(grid[0]))
+        axes.set_title(shown[place].title)
 
 
 def _memory_panel(
     run: RunReport, axes: Axes, workload: str,
-    values: Mapping[tuple[str, str, str], float | None], *, named: bool,
+    values: _Medians, *, named: bool,
 ) -> None:  # fmt: skip
     labels = ["charged (cgroup)", *(label for _, label in DEFINITIONS)]
     ticks: list[tuple[float, str]] = []

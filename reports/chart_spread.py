@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.numbers import format_value
 from reports.drawing import (
     BAND,
     INK,
     PAPER,
+    Canvas,
+    Chart,
     arm_keys,
-    canvas,
     legend,
     quantity,
+    round_ticks,
     style,
     tag,
 )
 from reports.model import Distribution, Metric, RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
 
 SHOWN = {"memory": "memory_current", "cpu": "work_per_cpu_second"}
 """The metric of a family that is shown where the plan judges no other."""
@@ -30,27 +38,28 @@ FEW = 64
 _Panel = tuple[str, Metric, list[Distribution]]
 
 
-def spread(run: RunReport, family: str) -> tuple[Figure, str, str] | None:
+def spread(run: RunReport, family: str) -> Chart | None:
     """Beside each other, workload by workload: the distribution, and the order of the run."""
     panels = _panels(run, family)
     if not panels:
         return None
-    figure, grid = canvas(
-        [0.78] * len(panels), 2, left_in=0.4, above_in=0.22, below_in=0.33, gap_in=0.75
-    )
-    for (left, right), (title, metric, curves) in zip(grid, panels, strict=True):
-        _panel(run, left, right, metric, curves)
-        left.set_title(f"{title}: {metric.title}")
-    grid[-1][1].set_xlabel("block")
-    legend(figure, arm_keys(run))
-    return (
-        figure,
+    return Chart(
         "How steady it was: every trial",
         "Each value against the median of its arm: as a difference where the metric is judged so, "
         "else divided by it. Left the share of trials at or below, with a tinted band that holds "
         "95 % (Clopper and Pearson); right the same values in the order of the blocks, where a "
         "slope is drift and a step a change of the host. Grey: the plan's margin.",
+        Canvas([0.78] * len(panels), 2, left_in=0.4, above_in=0.22, below_in=0.33, gap_in=0.75),
+        partial(_draw, run, panels),
     )
+
+
+def _draw(run: RunReport, panels: Sequence[_Panel], figure: Figure, grid: Grid) -> None:
+    for (left, right), (title, metric, curves) in zip(grid, panels, strict=True):
+        _panel(run, left, right, metric, curves)
+        left.set_title(f"{title}: {metric.title}")
+    grid[-1][1].set_xlabel("block")
+    legend(figure, arm_keys(run))
 
 
 def _panels(run: RunReport, family: str) -> list[_Panel]:
@@ -135,9 +144,9 @@ def _axes(
     for axes, axis in ((left, left.xaxis), (right, right.yaxis)):
         if ratio:
             (axes.set_xscale if axes is left else axes.set_yscale)("log")
-        axis.set_minor_locator(NullLocator())
+        axis.minorticks_off()
         axis.set_ticks(ticks)
-        axis.set_major_formatter(FuncFormatter(named))
+        axis.set_major_formatter(named)
     left.set_xlim(low, high)
     right.set_ylim(low, high)
     left.axvline(neutral, color=INK, lw=0.6, zorder=1)
@@ -145,7 +154,7 @@ def _axes(
     left.set_ylim(0, 1.06)
     left.set_yticks([0, 0.5, 1], ["0", "½", "1"])
     left.grid(axis="both")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    round_ticks(right.xaxis)
 
 
 def _exact(metric: Metric, value: float) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.numbers import format_value
 from reports.drawing import (
@@ -15,21 +14,30 @@ from reports.drawing import (
     PAPER,
     PHASE_INKS,
     PHASE_SHADES,
+    Canvas,
+    Chart,
     arm_keys,
-    canvas,
     distributions,
     legend,
     log_axis,
     quantity,
+    round_ticks,
     row_labels,
     style,
     tag,
     widest_in,
 )
-from reports.model import Phase, RunReport
+from reports.model import Arm, Distribution, Phase, RunReport, Workload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reports.drawing import Grid
+
+_Panels = Sequence[tuple[Workload, Sequence[Distribution]]]
 
 
-def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
+def startup_ecdf(run: RunReport) -> Chart | None:
     """The distribution of start-up per arm, one panel per workload."""
     panels = []
     for workload in run.workloads:
@@ -39,9 +47,24 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
     panels = panels[:9]
     if not panels:
         return None
-    columns = min(3, len(panels)) if len(panels) != 4 else 2
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas([1.0] * rows, columns, left_in=0.42, above_in=0.22)
+    columns = _columns(len(panels))
+    return Chart(
+        "Start-up to ready: every trial",
+        "Each step is one trial; a curve further left is faster, a steeper one steadier. The "
+        "tinted band holds 95 % at each time (Clopper and Pearson). The time "
+        "axis is logarithmic and the same in every panel. A curve that ends below 1 had trials "
+        "that were never ready.",
+        Canvas([1.0] * math.ceil(len(panels) / columns), columns, left_in=0.42, above_in=0.22),
+        partial(_draw_ecdf, run, panels),
+    )
+
+
+def _columns(panels: int) -> int:
+    return min(3, panels) if panels != 4 else 2
+
+
+def _draw_ecdf(run: RunReport, panels: _Panels, figure: Figure, grid: Grid) -> None:
+    columns = _columns(len(panels))
     every = [v for _, curves in panels for c in curves for v in c.values if v > 0]
     low, high = (min(every), max(every)) if every else (1e-3, 1.0)
     spread = max(math.log10(high / low), 0.3)
@@ -84,28 +107,34 @@ def startup_ecdf(run: RunReport) -> tuple[Figure, str, str] | None:
         else:
             axes.tick_params(labelleft=False)
     legend(figure, arm_keys(run))
-    return (
-        figure,
-        "Start-up to ready: every trial",
-        "Each step is one trial; a curve further left is faster, a steeper one steadier. The "
-        "tinted band holds 95 % at each time (Clopper and Pearson). The time "
-        "axis is logarithmic and the same in every panel. A curve that ends below 1 had trials "
-        "that were never ready.",
-    )
 
 
-def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
+def timeline(run: RunReport) -> Chart | None:
     """The phases of start-up as bars, one panel per arm with its own time axis."""
     arms = [arm for arm in run.arms if any(p.arm == arm.name for p in run.phases)]
     if not arms:
         return None
-    events = _events(run)
     names = [w for w in run.workloads if any(p.workload == w.name for p in run.phases)][:10]
-    figure, grid = canvas(
-        [0.18 * len(names)] * len(arms),
-        left_in=widest_in([workload.title for workload in names], 7.5),
-        above_in=0.2,
+    return Chart(
+        "Where start-up time goes",
+        "Each bar runs from the request to ready, cut at the median time of each event; a part is "
+        "named by the event that ends it. Every arm has its own time axis: compare the shape of "
+        "the bars between panels, and the figures at their ends.",
+        Canvas(
+            [0.18 * len(names)] * len(arms),
+            left_in=lambda: widest_in([workload.title for workload in names], 7.5),
+            above_in=0.2,
+        ),
+        partial(_draw_timeline, run, arms, names),
     )
+
+
+def _draw_timeline(
+    run: RunReport, arms: Sequence[Arm], names: Sequence[Workload], figure: Figure, grid: Grid
+) -> None:
+    from matplotlib.patches import Patch
+
+    events = _events(run)
     for (axes,), arm in zip(grid, arms, strict=True):
         longest = max(p.at_s for p in run.phases if p.arm == arm.name)
         for y, workload in enumerate(names):
@@ -132,8 +161,8 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
         row_labels(axes, enumerate(workload.title for workload in names), 7.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, (longest or 1.0) * 1.1)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "s")))
+        round_ticks(axes.xaxis, 6)
+        axes.xaxis.set_major_formatter(lambda x, _: quantity(x, "s"))
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_title(arm.label)
@@ -143,13 +172,6 @@ def timeline(run: RunReport) -> tuple[Figure, str, str] | None:
         for n, event in enumerate(events)
     ]  # fmt: skip
     legend(figure, keys)
-    return (
-        figure,
-        "Where start-up time goes",
-        "Each bar runs from the request to ready, cut at the median time of each event; a part is "
-        "named by the event that ends it. Every arm has its own time axis: compare the shape of "
-        "the bars between panels, and the figures at their ends.",
-    )
 
 
 def _events(run: RunReport) -> list[str]:
@@ -161,17 +183,26 @@ def _events(run: RunReport) -> list[str]:
     return sorted(order, key=lambda event: known.index(event) if event in known else 99)
 
 
-def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
+def run_order(run: RunReport) -> Chart | None:
     """Each value over the blocks, relative to its arm's median: drift and jumps show."""
     panels = [(w, distributions(run, w.name)) for w in run.workloads]
     panels = [(w, curves) for w, curves in panels if curves][:9]
     if not panels:
         return None
-    columns = min(3, len(panels)) if len(panels) != 4 else 2
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas(
-        [0.72] * rows, columns, left_in=0.48, above_in=0.22, gap_in=0.55, below_in=0.3
-    )
+    columns = _columns(len(panels))
+    return Chart(
+        "Start-up over the run",
+        "Each value divided by the median of its arm, in the order of the blocks. A slope is "
+        "drift, a step a change of the host; a flat, irregular band is what one hopes for.",
+        Canvas(
+            [0.72] * math.ceil(len(panels) / columns),
+            columns, left_in=0.48, above_in=0.22, gap_in=0.55, below_in=0.3,
+        ),
+        partial(_draw_run_order, run, panels),
+    )  # fmt: skip
+
+
+def _draw_run_order(run: RunReport, panels: _Panels, figure: Figure, grid: Grid) -> None:
     for place, axes in enumerate(axes for row in grid for axes in row):
         if place >= len(panels):
             axes.set_visible(False)
@@ -198,16 +229,10 @@ def run_order(run: RunReport) -> tuple[Figure, str, str] | None:
         axes.set_ylim(1 / (reach * 1.05), reach * 1.05)
         ticks = [1 / reach, 1.0, reach]
         axes.set_yticks(ticks, [f"{tick:.2f}×" for tick in ticks])
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.minorticks_off()
         axes.axhline(1.0, color=INK, lw=0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        round_ticks(axes.xaxis)
         axes.set_title(workload.title)
-        if place >= len(panels) - columns:
+        if place >= len(panels) - len(grid[0]):
             axes.set_xlabel("block")
     legend(figure, arm_keys(run))
-    return (
-        figure,
-        "Start-up over the run",
-        "Each value divided by the median of its arm, in the order of the blocks. A slope is "
-        "drift, a step a change of the host; a flat, irregular band is what one hopes for.",
-    )

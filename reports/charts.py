@@ -6,51 +6,64 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-
-import matplotlib
-from matplotlib.backends.backend_pdf import PdfPages
-from matplotlib.figure import Figure
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from reports.chart_costs import ledger
-from reports.chart_effects import all_forest, efficiency, family_forest, forest
+from reports.chart_effects import all_forest, family_forest, forest
 from reports.chart_joint import joint_forest
 from reports.chart_memory import memory
 from reports.chart_spread import spread
 from reports.chart_startup import run_order, startup_ecdf, timeline
-from reports.drawing import SETTINGS, as_svg
+from reports.chart_work import efficiency
+from reports.drawing import SETTINGS, WIDTH_IN, Chart, as_svg
 from reports.model import ReportData, RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One chart.
+    """One chart of a report; it is drawn when it is first needed.
 
     Attributes:
         id: what the ids inside the chart begin with, unlike that of any other in the report.
-        caption: how to read it.
     """
 
     id: str
-    title: str
-    caption: str
-    figure: Figure
+    chart: Chart
 
     @property
     def height(self) -> float:
         """Of its width."""
-        width_in, height_in = self.figure.get_size_inches()
-        return float(height_in / width_in)
+        return self.chart.canvas.height_in / WIDTH_IN
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The chart, drawn."""
+        import matplotlib
+
+        with matplotlib.rc_context(SETTINGS):
+            figure, grid = self.chart.canvas.axes()
+            self.chart.draw(figure, grid)
+        return figure
 
     @property
     def svg(self) -> str:
         """Complete and self-contained, the same text each time."""
+        import matplotlib
+
+        figure = self.figure
         with matplotlib.rc_context(SETTINGS):
-            return as_svg(self.figure, self.id, self.title)
+            return as_svg(figure, self.id, self.chart.title)
 
 
 def as_pdf(pictures: Iterable[Picture]) -> bytes:
     """One page for each picture, the same bytes each time; words stay words."""
+    import matplotlib
+    from matplotlib.backends.backend_pdf import PdfPages
+
     made = io.BytesIO()
     with (
         matplotlib.rc_context(SETTINGS),
@@ -68,7 +81,7 @@ def plain(text: str) -> str:
 
 def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
     """All charts this run has data for, by slug; their ids begin with `prefix`."""
-    makers: dict[str, Callable[[RunReport], tuple[Figure, str, str] | None]] = {
+    makers: dict[str, Callable[[RunReport], Chart | None]] = {
         "forest": forest,
         "forest-all": all_forest,
         "startup-ecdf": startup_ecdf,
@@ -81,21 +94,15 @@ def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
         "ledger": ledger,
         **{f"forest-{family}": partial(family_forest, family=family) for family, _ in run.families},
     }
-    made = {}
-    with matplotlib.rc_context(SETTINGS):
-        for slug, make in makers.items():
-            drawn = make(run)
-            if drawn is not None:
-                figure, title, caption = drawn
-                made[slug] = Picture(f"{prefix}{plain(slug)}", title, caption, figure)
-    return made
+    charts = {slug: make(run) for slug, make in makers.items()}
+    return {
+        slug: Picture(f"{prefix}{plain(slug)}", chart)
+        for slug, chart in charts.items()
+        if chart is not None
+    }
 
 
 def joint(data: ReportData) -> Picture | None:
     """The picture of several runs together; None for one, or where they share no ratio."""
-    with matplotlib.rc_context(SETTINGS):
-        drawn = joint_forest(data)
-        if drawn is None:
-            return None
-        figure, title, caption = drawn
-        return Picture("joint", title, caption, figure)
+    chart = joint_forest(data)
+    return None if chart is None else Picture("joint", chart)

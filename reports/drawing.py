@@ -3,6 +3,10 @@
 Colours are fixed inks; `reports.html` swaps them for style sheet variables on screen, so
 that dark mode works. An arm keeps its colour, line and marker in every picture; bars bear their
 arm's name, so that nothing depends on colour.
+
+A chart is planned first and drawn later. The page needs only its words and its height, and the
+layout of the page takes longer than all drawing, so it begins before: nothing here or in the
+modules of charts imports matplotlib until something is drawn.
 """
 
 from __future__ import annotations
@@ -10,27 +14,21 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    MultipleLocator,
-    NullLocator,
-)
+from typing import TYPE_CHECKING, Any
 
 from bench.numbers import format_value
 from reports.model import Distribution, RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    Grid = list[list[Axes]]
 
 INK = "#1b1f24"
 FAINT = "#5b6470"
@@ -162,49 +160,79 @@ def style(run: RunReport, arm: str) -> Style:
     return STYLES[run.arm(arm).style % len(STYLES)]
 
 
-def canvas(
-    heights_in: Sequence[float],
-    columns: int = 1,
-    *,
-    left_in: float,
-    right_in: float = 0.1,
-    below_in: float = 0.24,
-    above_in: float = 0.0,
-    gap_in: float = 0.25,
-) -> tuple[Figure, list[list[Axes]]]:
+@dataclass(frozen=True)
+class Canvas:
     """A figure as wide as the page and its grid of axes, everything placed in inches.
 
     An automatic layout would draw every figure twice.
 
-    Args:
+    Attributes:
         heights_in: of each row's axes; a title is added above, `below_in` for labels below.
-        left_in, right_in: for the labels left and right of the grid.
+        left_in, right_in: for the labels left and right of the grid; or what measures these.
         above_in: for a legend at the top.
         gap_in: between columns.
     """
-    height_in = above_in + sum(TITLE_IN + height + below_in for height in heights_in)
-    width_in = (WIDTH_IN - left_in - right_in - gap_in * (columns - 1)) / columns
-    figure = Figure(figsize=(WIDTH_IN, height_in))
-    grid = []
-    top_in = height_in - above_in
-    for row_in in heights_in:
-        bottom_in = top_in - TITLE_IN - row_in
-        lefts_in = [left_in + column * (width_in + gap_in) for column in range(columns)]
-        grid.append(
-            [
-                figure.add_axes(
-                    (
-                        x_in / WIDTH_IN,
-                        bottom_in / height_in,
-                        width_in / WIDTH_IN,
-                        row_in / height_in,
-                    )
-                )
-                for x_in in lefts_in
-            ]
+
+    heights_in: Sequence[float]
+    columns: int = 1
+    left_in: float | Callable[[], float] = 0.1
+    right_in: float | Callable[[], float] = 0.1
+    below_in: float = 0.24
+    above_in: float = 0.0
+    gap_in: float = 0.25
+
+    @property
+    def height_in(self) -> float:
+        """Of the whole figure."""
+        return self.above_in + sum(
+            TITLE_IN + height_in + self.below_in for height_in in self.heights_in
         )
-        top_in = bottom_in - below_in
-    return figure, grid
+
+    def axes(self) -> tuple[Figure, Grid]:
+        """The figure, and its axes row by row."""
+        from matplotlib.figure import Figure
+
+        left_in, right_in = (
+            side_in() if callable(side_in) else side_in for side_in in (self.left_in, self.right_in)
+        )
+        gaps_in = self.gap_in * (self.columns - 1)
+        width_in = (WIDTH_IN - left_in - right_in - gaps_in) / self.columns
+        figure = Figure(figsize=(WIDTH_IN, self.height_in))
+        grid = []
+        top_in = self.height_in - self.above_in
+        for row_in in self.heights_in:
+            bottom_in = top_in - TITLE_IN - row_in
+            lefts_in = [left_in + n * (width_in + self.gap_in) for n in range(self.columns)]
+            grid.append(
+                [
+                    figure.add_axes(
+                        (
+                            x_in / WIDTH_IN,
+                            bottom_in / self.height_in,
+                            width_in / WIDTH_IN,
+                            row_in / self.height_in,
+                        )
+                    )
+                    for x_in in lefts_in
+                ]
+            )
+            top_in = bottom_in - self.below_in
+        return figure, grid
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that can be drawn.
+
+    Attributes:
+        caption: how to read it.
+        draw: draws on the figure and the axes of the canvas.
+    """
+
+    title: str
+    caption: str
+    canvas: Canvas
+    draw: Callable[[Figure, Grid], None]
 
 
 def legend(figure: Figure, keys: Sequence[Any], columns: int | None = None) -> None:
@@ -218,6 +246,9 @@ def legend(figure: Figure, keys: Sequence[Any], columns: int | None = None) -> N
 
 def widest_in(texts: Iterable[str], size_pt: float) -> float:
     """Inches that the longest of these texts takes."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
     font = FontProperties(family="DejaVu Sans", size=size_pt)
     widths = [text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts]
     return float(max(widths, default=0.0)) / 72 + 0.1
@@ -225,6 +256,8 @@ def widest_in(texts: Iterable[str], size_pt: float) -> float:
 
 def log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = False) -> None:
     """A log axis whose labels are quantities with units, about five; `narrow`: about three."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
+
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     decades = math.log10(high / low)
@@ -235,18 +268,27 @@ def log_axis(axes: Axes, unit: str, low: float, high: float, *, narrow: bool = F
     else:
         ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
         axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
-    axes.xaxis.set_minor_locator(NullLocator())  # dozens of little ticks say nothing
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, unit)))
+    axes.xaxis.minorticks_off()  # dozens of little ticks say nothing
+    axes.xaxis.set_major_formatter(lambda x, _: quantity(x, unit))
 
 
 def bytes_axis(axes: Axes, high: float) -> None:
     """A linear axis of bytes with round numbers of KiB, MiB or GiB."""
+    from matplotlib.ticker import MultipleLocator
+
     wanted = max(high, 1.0) / 4
     power = 1024.0 ** math.floor(math.log(wanted, 1024))
     steps = (1, 2, 5, 10, 20, 50, 100, 200, 256, 512, 1024)
     step = next(n for n in steps if n * power >= wanted) * power
     axes.xaxis.set_major_locator(MultipleLocator(step))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantity(x, "bytes")))
+    axes.xaxis.set_major_formatter(lambda x, _: quantity(x, "bytes"))
+
+
+def round_ticks(axis: Axis, most: int | None = None) -> None:
+    """Ticks at round numbers, so many parts at most; with no such bound, at whole ones."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most) if most else MaxNLocator(integer=True))
 
 
 def distributions(run: RunReport, workload: str) -> list[Distribution]:
@@ -284,6 +326,8 @@ def row_labels(
 
 def arm_keys(run: RunReport) -> list[Line2D]:
     """A legend entry for every arm."""
+    from matplotlib.lines import Line2D
+
     keys = []
     for arm in run.arms:
         drawn = style(run, arm.name)

@@ -245,8 +245,8 @@ def _picture(
     picture: charts.Picture, raw: Sequence[tuple[str, str]], *, for_print: bool
 ) -> dict[str, Any]:
     return {
-        "title": picture.title,
-        "caption": picture.caption,
+        "title": picture.chart.title,
+        "caption": picture.chart.caption,
         "raw": raw,
         "drawn": _box(picture) if for_print else f'<div class="chart">{_themed(picture.svg)}</div>',
     }
