@@ -40,6 +40,8 @@ def main() -> None:
     made = laid_out.write_pdf(
         # An identifier from the content: chance would make every file another one.
         pdf_identifier=hashlib.sha256(page).hexdigest()[:32].encode(),
+        # It is compressed once, when the charts are in it.
+        uncompressed_pdf=True,
     )
     sys.stdout.buffer.write(json.dumps(boxes).encode() + b"\n" + made)
 

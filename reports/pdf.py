@@ -10,11 +10,15 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.command import begun
+
+if TYPE_CHECKING:
+    import pikepdf
 
 POINTS_PER_PIXEL = 0.75
 LAYOUT = Path(__file__).with_name("layout.py")
@@ -40,28 +44,39 @@ def with_charts(laid_out: bytes, places: Mapping[str, int], charts: bytes) -> by
     import pikepdf
 
     line, _, sheets = laid_out.partition(b"\n")
-    if not places:  # nor is there a page among the charts then
-        return sheets
     written = io.BytesIO()
-    with pikepdf.open(io.BytesIO(sheets)) as pdf, pikepdf.open(io.BytesIO(charts)) as drawn:
-        for sheet, boxes in zip(pdf.pages, json.loads(line), strict=True):
-            _, _, sheet_width, sheet_height = map(float, sheet.mediabox)
-            if boxes:  # the layout leaves its own coordinates behind
-                sheet.contents_add(b"q\n", prepend=True)
-                sheet.contents_add(b"Q\n")
-            for name, (x, y) in boxes.items():
-                chart = drawn.pages[places[name]]
-                _, _, width, height = map(float, chart.mediabox)
-                left, top = x * POINTS_PER_PIXEL, sheet_height - y * POINTS_PER_PIXEL
-                right = sheet_width - left  # margins are alike at both sides
-                bottom = top - (right - left) * height / width
-                # Not `add_overlay`: it names what it lays over by chance.
-                form = pdf.copy_foreign(chart.as_form_xobject())
-                own = sheet.add_resource(
-                    form, pikepdf.Name.XObject, pikepdf.Name(f"/Chart{places[name]}")
-                )
-                where = pikepdf.Rectangle(left, bottom, right, top)
-                sheet.contents_add(sheet.calc_form_xobject_placement(form, own, where))
-            sheet.contents_coalesce()
+    with pikepdf.open(io.BytesIO(sheets)) as pdf:
+        if places:  # else the charts are a PDF without a page, which cannot be opened
+            with pikepdf.open(io.BytesIO(charts)) as drawn:
+                for sheet, boxes in zip(pdf.pages, json.loads(line), strict=True):
+                    _lay_over(pdf, sheet, boxes, drawn, places)
         pdf.save(written, deterministic_id=True)
     return written.getvalue()
+
+
+def _lay_over(
+    pdf: pikepdf.Pdf,
+    sheet: pikepdf.Page,
+    boxes: Mapping[str, Sequence[float]],
+    drawn: pikepdf.Pdf,
+    places: Mapping[str, int],
+) -> None:
+    """Put the charts of one sheet into its boxes."""
+    import pikepdf
+
+    _, _, sheet_width, sheet_height = map(float, sheet.mediabox)
+    if boxes:  # the layout leaves its own coordinates behind
+        sheet.contents_add(b"q\n", prepend=True)
+        sheet.contents_add(b"Q\n")
+    for name, (x, y) in boxes.items():
+        chart = drawn.pages[places[name]]
+        _, _, width, height = map(float, chart.mediabox)
+        left, top = x * POINTS_PER_PIXEL, sheet_height - y * POINTS_PER_PIXEL
+        right = sheet_width - left  # margins are alike at both sides
+        bottom = top - (right - left) * height / width
+        # Not `add_overlay`: it names what it lays over by chance.
+        form = pdf.copy_foreign(chart.as_form_xobject())
+        own = sheet.add_resource(form, pikepdf.Name.XObject, pikepdf.Name(f"/Chart{places[name]}"))
+        where = pikepdf.Rectangle(left, bottom, right, top)
+        sheet.contents_add(sheet.calc_form_xobject_placement(form, own, where))
+    sheet.contents_coalesce()
