@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from bench.cgroup import Cgroup
+from bench.cgroup import JOIN_FILES, Cgroup
+from bench.cgroup import version as cgroup_version
 from bench.errors import HvctError, LaunchFailed
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
@@ -122,7 +123,7 @@ def _facts(
     if not joined and request.cgroup is not None:
         joined = "clone3 into the cgroup"
     elif not joined:
-        joined = "cgroup.procs" if request.join else "none"
+        joined = f"{JOIN_FILES[cgroup_version()]} before exec" if request.join else "none"
     return {
         "image_mount": lower.path_taken,
         "image_direct_io": lower.direct_io,

@@ -37,7 +37,7 @@ class Step:
 
 
 def join(descriptor_index: int) -> Step:
-    """Enter the control group whose ``cgroup.procs`` was passed at this index."""
+    """Enter the control group whose `bench.cgroup.JOIN_FILES` was passed at this index."""
     return Step("join", (str(descriptor_index),))
 
 

@@ -73,7 +73,7 @@ class LaunchRequest:
         steps: run in the child, in order.
         channel: descriptor that becomes the program's 3.
         cgroup: directory descriptor for CLONE_INTO_CGROUP (cgroup v2).
-        join: descriptors of ``cgroup.procs`` files (cgroup v1).
+        join: descriptors of `bench.cgroup.JOIN_FILES` (cgroup v1).
         namespaces: descriptors of namespaces that a step enters.
         user_map: content of uid_map and gid_map, for a user namespace.
     """

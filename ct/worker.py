@@ -228,7 +228,7 @@ class Worker(Wire):
 
         Args:
             id: the slot's name, under which the end of its instance is reported.
-            join: descriptors of ``cgroup.procs`` files.
+            join: descriptors of `bench.cgroup.JOIN_FILES`.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parked = ParkedSlot(self, ours, id)

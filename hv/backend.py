@@ -23,7 +23,8 @@ from bench.agent.build import agent_path
 from bench.agent.confinement import MASKED, READ_ONLY
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
-from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup import JOIN_FILES, Cgroup, CgroupLimits
+from bench.cgroup import version as cgroup_version
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HostCannot, HvctError, LaunchFailed, Refused
 from bench.model import (
@@ -50,7 +51,7 @@ from hv.domain import (
     domain_xml,
     vcpu_count,
 )
-from hv.emulator import PROCS_VARIABLE, Emulator, emulator
+from hv.emulator import JOIN_VARIABLE, Emulator, emulator
 from hv.initramfs import BALLOON_MODULES, Initramfs, initramfs
 from hv.instance import VmInstance
 from hv.kernel import GuestKernel, guest_kernel, own_kernel, packed_kernel
@@ -373,7 +374,7 @@ class VmBackend:
     def _environment(self, cgroup: Cgroup | None) -> dict[str, str]:
         variables = {RUN_VARIABLE: self.context.tag}  # so that a cleaner finds QEMU
         if cgroup is not None:
-            variables[PROCS_VARIABLE] = ":".join(map(str, cgroup.procs_files))
+            variables[JOIN_VARIABLE] = ":".join(map(str, cgroup.join_files))
         return variables
 
     def _facts(
@@ -394,7 +395,9 @@ class VmBackend:
             "image_cache": plan.disks[0].cache if plan.disks else "",
             "scratch_disk": _scratch(plan),
             "qemu": self.emulator.version,
-            "join": "cgroup.procs before exec" if PROCS_VARIABLE in plan.environment else "none",
+            "join": f"{JOIN_FILES[cgroup_version()]} before exec"
+            if JOIN_VARIABLE in plan.environment
+            else "none",
         }
 
     def _archive(self, spec: InstanceSpec) -> Initramfs:

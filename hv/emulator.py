@@ -22,8 +22,8 @@ from bench.command import run
 from bench.errors import HostCannot
 from hv.architecture import here
 
-PROCS_VARIABLE = "HVCT_CGROUP_PROCS"
-"""Colon-separated ``cgroup.procs`` files that QEMU enters before it is executed."""
+JOIN_VARIABLE = "HVCT_JOIN"
+"""Colon-separated `Cgroup.join_files` that QEMU enters before it is executed."""
 
 
 _SCRIPT = """\
@@ -31,7 +31,7 @@ _SCRIPT = """\
 # Enter the instance's control groups, then become QEMU.
 IFS=:
 for file in ${{{variable}-}}; do
-    echo $$ >"$file" || exit 1
+    echo 0 >"$file" || exit 1
 done
 unset IFS {variable}
 # It must not outlive the process that reaps it.
@@ -70,7 +70,7 @@ def emulator() -> Emulator:
     status = qemu.stat()
     setpriv = shutil.which("setpriv")
     guard = f"{setpriv} --pdeathsig KILL -- " if setpriv else ""
-    script = _SCRIPT.format(variable=PROCS_VARIABLE, setpriv=guard, qemu=shlex.quote(str(qemu)))
+    script = _SCRIPT.format(variable=JOIN_VARIABLE, setpriv=guard, qemu=shlex.quote(str(qemu)))
     seen = f"{qemu}\0{said}\0{status.st_size}\0{status.st_mtime_ns}\0{script}"
     identity = hashlib.sha256(seen.encode()).hexdigest()[:16]
     wrapper = cache_dir("qemu") / f"qemu-{identity}"

@@ -24,7 +24,8 @@ from bench.agent.build import agent_path
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.agent.session import AgentSession
-from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup import JOIN_FILES, Cgroup, CgroupLimits
+from bench.cgroup import version as cgroup_version
 from bench.cgroup_tree import remove_elsewhere
 from bench.command import run
 from bench.context import RUN_VARIABLE, RunContext
@@ -144,8 +145,8 @@ class PeerBackend(ABC):
         """
 
     def joined(self, cgroup: Cgroup) -> Sequence[Path]:
-        """The ``cgroup.procs`` files that the worker enters before it executes the program."""
-        return cgroup.procs_files
+        """The files by which the worker enters its control group before it executes the program."""
+        return cgroup.join_files
 
     def rlimits(self) -> Sequence[tuple[str, int, int]] | None:
         """The workload's limits where the peer cannot grant those that every other arm has."""
@@ -306,7 +307,7 @@ class PeerBackend(ABC):
                     "image_mount": path_taken,
                     "join": f"cgroup.procs, by {self.name}"
                     if group
-                    else "cgroup.procs before exec",
+                    else f"{JOIN_FILES[cgroup_version()]} before exec",
                 },
             )
             undo.pop_all()

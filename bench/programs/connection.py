@@ -183,7 +183,7 @@ class Connection:
             descriptors: become 3, 4, … of the program.
             layer: laid into ``<folder of the program>/fs/root`` first.
             tmpfs: folder → size of file systems in memory that it finds mounted.
-            join: ``cgroup.procs`` files that it enters before it is executed.
+            join: `Cgroup.join_files` that it enters before it is executed.
         """
         request = {
             "op": "start",

@@ -204,7 +204,7 @@ def source(backend: ContainerBackend, spec: InstanceSpec, program: str, *, direc
             lines.insert(number, f'TRY(write(groups[{number}], "0", 1)); close(groups[{number}]);')
         for path, value in group._settings():
             before.append(f"set({quoted(str(path))}, name, {quoted(value)});")
-        for number, path in enumerate(group.procs_files):
+        for number, path in enumerate(group.join_files):
             before.append(f"groups[{number}] = procs({quoted(str(path))}, name);")
             after.append(f"close(groups[{number}]);")
     code = next((step.arguments[0] for step in plan.steps if step.do == "seccomp"), "00")

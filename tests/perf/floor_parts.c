@@ -138,7 +138,9 @@ static void namespaces(unsigned idle_us) {
     }
 }
 
-static void control_groups(char **directories, unsigned idle_us, const char *join) {
+/* `file`: the one of a group that a process joins by. */
+static void control_groups(char **directories, unsigned idle_us, const char *file,
+                           const char *join) {
     char path[600];
     int64_t before = now();
     for (int i = 0; directories[i]; i++)
@@ -146,13 +148,10 @@ static void control_groups(char **directories, unsigned idle_us, const char *joi
     say("cgroup-mkdir", before, now());
     group_count = 0;
     for (int i = 0; directories[i] && i < GROUPS_MOST; i++) {
-        snprintf(path, sizeof path, "%s/cgroup.procs", directories[i]);
+        snprintf(path, sizeof path, "%s/%s", directories[i], file);
         TRY(groups[group_count++] = open(path, O_WRONLY | O_CLOEXEC));
     }
-    if (idle_us)
-        usleep(idle_us);
-    else
-        child(joins, 0, 0); /* pays for the idle spell before */
+    usleep(idle_us);
     child(joins, 0, 0);
     say(join, stamps[0], stamps[1]);
     before = now();
@@ -183,9 +182,9 @@ int main(int argc, char **argv) {
         child(executes, 0, idle_us);
         TRY(read(output[0], text, sizeof text - 1));
         say("exec", stamps[0], atoll(text));
-        if (argc > 5) {
-            control_groups(argv + 5, 0, "cgroup-join");
-            control_groups(argv + 5, idle_us, "cgroup-join-idle");
+        if (argc > 6) {
+            control_groups(argv + 6, idle_us, argv[5], "cgroup-join");
+            control_groups(argv + 6, idle_us, "cgroup.procs", "cgroup-procs");
         }
         fflush(stdout);
     }

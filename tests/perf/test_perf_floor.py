@@ -15,7 +15,7 @@ from perf.launches import LIMITS, NUMBERS, PROGRAM, between, ended, make_spec
 from perf.table import Part, Table, pairs
 
 from bench.agent.build import build_static
-from bench.cgroup import Cgroup, CgroupLimits
+from bench.cgroup import JOIN_FILES, Cgroup, CgroupLimits
 from bench.model import Event, Image
 from ct.backend import ContainerBackend
 from hv.architecture import here
@@ -46,8 +46,8 @@ PARTS = {
     "clone3+cgroup": "the same into a cgroup namespace",
     "clone3+six": "the same into all six; ours: request accepted to the child's first instruction",
     "cgroup-mkdir": "control group made in every hierarchy; ours: with its limits, from Python",
-    "cgroup-join": "control group joined, another just before",
-    "cgroup-join-idle": "control group joined after 50 ms without one",
+    "cgroup-join": "control group joined, 50 ms after another",
+    "cgroup-procs": "the same by its cgroup.procs, as container engines do",
     "overlay": "tmpfs and overlay mounted",
     "pivot": "pivot_root and the old root detached",
     "proc": "/proc mounted",
@@ -63,7 +63,8 @@ def by_c(backend: ContainerBackend, root: Path, folder: Path) -> dict[str, list[
     parts = build_static("floor-parts", [Path(__file__).parent / "floor_parts.c"])
     tag = backend.context.tag
     group = Cgroup.create(tag, f"{tag}-floor")  # makes what is above it
-    argv = [parts, str(pairs(ROUNDS)), str(int(IDLE_S * 1e6)), root, stamp, *group.directories]
+    how = [str(pairs(ROUNDS)), str(int(IDLE_S * 1e6)), root, stamp]
+    argv = [parts, *how, JOIN_FILES[group.where.version], *group.directories]
     group.remove()
     # In a mount namespace whose mounts do not spread, and with /mnt as its own.
     done = subprocess.run(
@@ -90,24 +91,21 @@ def by_us(backend: ContainerBackend, image: Image) -> dict[str, list[float]]:
         group = Cgroup.create(tag, backend.context.instance(next(NUMBERS)), limits)
         found["cgroup-mkdir"].append(time.monotonic() - began)
         group.remove()
-        for name, gap_s in (("cgroup-join-idle", IDLE_S), ("cgroup-join", 0.0)):
-            time.sleep(gap_s)
-            spec = make_spec(backend, image)
-            with ended(backend, spec) as instance:
-                steps = steps_s(instance.describe()["steps_us"])
-                found[name].append(total(steps, "join"))
-                if not gap_s:
-                    continue
-                marks = instance.timeline
-                found["clone3+six"].append(between(marks, Event.ACCEPTED, Event.SPAWNED))
-                found["overlay"].append(
-                    total(steps, "mount tmpfs scratch", "mkdir scratch", "mount overlay")
-                )
-                found["pivot"].append(total(steps, "pivot", "detach"))
-                found["proc"].append(total(steps, "mount proc"))
-                found["lo-up"].append(total(steps, "interface lo"))
-                launched = instance.launched
-                found["exec"].append((marks.marks_ns[Event.INIT] - launched.exec_ns) / 1e9)
+        time.sleep(IDLE_S)
+        spec = make_spec(backend, image)
+        with ended(backend, spec) as instance:
+            steps = steps_s(instance.describe()["steps_us"])
+            marks = instance.timeline
+            found["cgroup-join"].append(total(steps, "join"))
+            found["clone3+six"].append(between(marks, Event.ACCEPTED, Event.SPAWNED))
+            found["overlay"].append(
+                total(steps, "mount tmpfs scratch", "mkdir scratch", "mount overlay")
+            )
+            found["pivot"].append(total(steps, "pivot", "detach"))
+            found["proc"].append(total(steps, "mount proc"))
+            found["lo-up"].append(total(steps, "interface lo"))
+            launched = instance.launched
+            found["exec"].append((marks.marks_ns[Event.INIT] - launched.exec_ns) / 1e9)
     return found
 
 

@@ -6,33 +6,46 @@ import contextlib
 from dataclasses import dataclass
 
 import pytest
-from perf.launches import between, ended, make_spec
+from perf.launches import between, ended, joining_as_engines_do, make_spec
 from perf.table import Bound, Table
 
 from bench import arms, registry
 from bench.backend import Backend
+from bench.cgroup import version
 from bench.context import RunContext
 from bench.image.busybox import busybox_image
 from bench.model import Event
 
 pytestmark = pytest.mark.root
 
+SAME_JOIN = ", joining as engines do"
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Ours, the other, the most that ours ÷ the other's may be, pairs, and to which event."""
+    """Two arms that are compared.
+
+    Attributes:
+        most: that ours ÷ theirs may be.
+        n: pairs of launches.
+        same_join: ours joins its control group as container engines do, not by our way.
+    """
 
     ours: str
     theirs: str
     most: float
     n: int = 24
     to: Event = Event.STARTED
+    same_join: bool = False
 
 
 PAIRS = [
     Pair("container", "runc", 0.4),
     Pair("container", "podman", 0.15, 16),
     Pair("container", "docker", 0.08, 16),
+    Pair("container", "runc", 0.4, same_join=True),
+    Pair("container", "podman", 0.15, 16, same_join=True),
+    Pair("container", "docker", 0.08, 16, same_join=True),
     Pair("container:slot", "runc", 0.12),
     Pair("container:slot", "podman", 0.04, 16),
     Pair("container:slot", "docker", 0.02, 16),
@@ -63,7 +76,7 @@ def backend_of(name: str, context: RunContext, stack: contextlib.ExitStack) -> B
     [
         pytest.param(
             pair,
-            id=f"{pair.ours} and {pair.theirs}",
+            id=f"{pair.ours} and {pair.theirs}{', same join' * pair.same_join}",
             marks=[pytest.mark.vm] if pair.ours.startswith("vm") else [],
         )
         for pair in PAIRS
@@ -72,16 +85,21 @@ def backend_of(name: str, context: RunContext, stack: contextlib.ExitStack) -> B
 def test_against_a_peer(targets: Table, context: RunContext, pair: Pair) -> None:
     """One arm ÷ another; from the request, 50 ms apart (VMs 250), all with a control group."""
     with contextlib.ExitStack() as stack:
+        if pair.same_join:
+            if version() != 1:
+                pytest.skip("on cgroup v2 both are born in their group")
+            stack.enter_context(joining_as_engines_do())
         ours = backend_of(pair.ours, context, stack)
         theirs = backend_of(pair.theirs, context, stack)
 
         def launched(name: str, backend: Backend) -> float:
             with ended(backend, make_spec(backend, busybox_image())) as instance:
-                targets.note_phases(name, instance.timeline)
+                if not pair.same_join:
+                    targets.note_phases(name, instance.timeline)
                 return between(instance.timeline, Event.REQUESTED, pair.to)
 
         targets.compare(
-            f"{pair.ours}: request to {pair.to} ÷ {pair.theirs}",
+            f"{pair.ours}{SAME_JOIN * pair.same_join}: request to {pair.to} ÷ {pair.theirs}",
             Bound(pair.most),
             lambda: launched(pair.ours, ours),
             lambda: launched(pair.theirs, theirs),

@@ -26,7 +26,7 @@ from bench.errors import HvctError
 from bench.image.busybox import busybox_image
 from bench.model import Event, InstanceSpec, Limits
 from hv.backend import VmBackend
-from hv.emulator import PROCS_VARIABLE
+from hv.emulator import JOIN_VARIABLE
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 NUMBERS = itertools.count(1)
@@ -77,7 +77,7 @@ def by_qemu_alone(context: RunContext, argv: list[str], channel: Path) -> float:
         listener.bind(str(channel))
         listener.listen(1)
         listener.settimeout(10)
-        environment = {**os.environ, PROCS_VARIABLE: ":".join(map(str, cgroup.procs_files))}
+        environment = {**os.environ, JOIN_VARIABLE: ":".join(map(str, cgroup.join_files))}
         process = undo.enter_context(
             subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
         )
