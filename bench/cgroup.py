@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,14 +26,26 @@ __all__ = ["Cgroup", "CgroupLimits", "remove_all", "version"]
 
 PERIOD_US = 100_000  # CFS bandwidth period; the kernel's own default
 
-JOIN_FILES = {1: "tasks", 2: "cgroup.procs"}
-"""By version: the file of a group to which a process of one thread writes ``0`` to join.
+SELF_MOVE = "tasks"
+"""The file of a v1 group to which a process of one thread writes ``0`` to join.
 
-On v1 a thread that moves itself waits for nobody since Linux 5.5 (commit 9a3284fad42f), 0.1 ms for
-eight hierarchies, where ``cgroup.procs`` moves whole processes and after an idle spell waits 6 to
-10 ms for one RCU grace period. On v2 no group but a threaded one takes single threads; there a
-child is born in its group (CLONE_INTO_CGROUP) where who makes it can ask for that.
+A thread that moves itself waits for nobody since Linux 5.5 (commit 9a3284fad42f), 0.1 ms for eight
+hierarchies, where ``cgroup.procs``, which moves whole processes, waits 6 to 10 ms for an RCU grace
+period after an idle spell. In the unified hierarchy no group but a threaded one takes single
+threads; there a child is born in its group (CLONE_INTO_CGROUP) where its parent can ask for that.
 """
+
+
+def way_in(files: Iterable[str | Path], *, born: bool = False) -> str:
+    """How a process gets into its group, in words.
+
+    Args:
+        files: those of `Cgroup.join_files` that it writes to.
+        born: it is in the `Cgroup.cradle` already.
+    """
+    names = " and ".join(sorted({Path(file).name for file in files}))
+    ways = ["clone3 into the cgroup"] * born + [f"{names} before exec"] * bool(names)
+    return ", ".join(ways) or "none"
 
 
 @dataclass(frozen=True)
@@ -139,23 +151,33 @@ class Cgroup:
     # -- joining ---------------------------------------------------------------------
 
     @property
-    def join_files(self) -> tuple[Path, ...]:
-        """Where a process that has one thread writes ``0`` in order to join."""
-        return tuple(directory / JOIN_FILES[self.where.version] for directory in self.directories)
+    def cradle(self) -> Path | None:
+        """Its directory in the unified hierarchy, for CLONE_INTO_CGROUP; None without one."""
+        two = self.where.version == 2
+        mount = self.where.mounts[0] if two else self.where.unified
+        return mount / OURS / self.tag / self.name if mount else None
 
-    def join_fds(self) -> list[int]:
+    def join_files(self, *, born: bool = False) -> tuple[Path, ...]:
+        """Where a process that has one thread writes ``0`` in order to join.
+
+        Args:
+            born: it is in the `cradle` already.
+        """
+        cradle = self.cradle
+        moves = tuple(where / SELF_MOVE for where in self.directories if where != cradle)
+        return moves if born or cradle is None else (*moves, cradle / "cgroup.procs")
+
+    def join_fds(self, *, born: bool = False) -> list[int]:
         """`join_files` opened for writing (close-on-exec).
 
         They stay open, for passing to a launcher, until `remove`.
         """
-        return [self._fd(path, os.O_WRONLY) for path in self.join_files]
+        return [self._fd(path, os.O_WRONLY) for path in self.join_files(born=born)]
 
     @property
-    def directory_fd(self) -> int | None:
-        """For CLONE_INTO_CGROUP: the directory on cgroup v2, None on v1."""
-        if self.where.version != 2:
-            return None
-        return self._fd(self.directories[0], os.O_RDONLY | os.O_DIRECTORY)
+    def cradle_fd(self) -> int | None:
+        """The `cradle`, opened; it stays open until `remove`."""
+        return self._fd(self.cradle, os.O_RDONLY | os.O_DIRECTORY) if self.cradle else None
 
     def join(self, pid: int = 0) -> None:
         """Move a process (0: the caller, with all its threads) into the group."""

@@ -6,17 +6,17 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from bench.cgroup import JOIN_FILES, Cgroup
-from bench.cgroup import version as cgroup_version
+from bench.cgroup import SELF_MOVE, Cgroup, way_in
 from bench.errors import HvctError, LaunchFailed
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
 from ct.scratch import LoopDisk
+from ct.steps import Step
 from ct.wire import Launched, LaunchRequest, Wire
 from ct.worker import Worker
 
@@ -120,26 +120,25 @@ def facts(
 def _facts(
     lower: Lower, disk: LoopDisk | None, request: LaunchRequest, joined: str, launched: Launched
 ) -> dict[str, object]:
-    if not joined and request.cgroup is not None:
-        joined = "clone3 into the cgroup"
-    elif not joined:
-        joined = f"{JOIN_FILES[cgroup_version()]} before exec" if request.join else "none"
+    if not joined:
+        joined = way_in([SELF_MOVE] * bool(request.join), born=request.cgroup is not None)
+    made = sum(int(step.arguments[0]) for step in request.beside if step.do == "unshare")
     return {
         "image_mount": lower.path_taken,
         "image_direct_io": lower.direct_io,
         "image_mount_detail": lower.detail,
         "scratch_disk": disk.description if disk else "",
         "join": joined,
-        "namespaces": hex(request.flags),
-        "steps_us": {
-            f"{number:02d} {step.describe()}": round((stamp - before) / 1000, 1)
-            for number, (step, before, stamp) in enumerate(
-                zip(
-                    request.steps,
-                    (launched.born_ns, *launched.step_ns),
-                    launched.step_ns,
-                    strict=False,
-                )
-            )
-        },
+        "namespaces": hex(request.flags | made),
+        "steps_us": _took(request.steps, launched.born_ns, launched.step_ns[len(request.beside) :]),
+        "steps_beside_us": _took(request.beside, launched.beside_ns, launched.step_ns),
+    }
+
+
+def _took(steps: Sequence[Step], begin_ns: int, ends_ns: Sequence[int]) -> dict[str, float]:
+    """Microseconds of each step."""
+    begins_ns = (begin_ns, *ends_ns)
+    return {
+        f"{number:02d} {step.describe()}": round((end - begin) / 1000, 1)
+        for number, (step, begin, end) in enumerate(zip(steps, begins_ns, ends_ns, strict=False))
     }

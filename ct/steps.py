@@ -37,7 +37,7 @@ class Step:
 
 
 def join(descriptor_index: int) -> Step:
-    """Enter the control group whose `bench.cgroup.JOIN_FILES` was passed at this index."""
+    """Enter the control group whose `Cgroup.join_files` was passed at this index."""
     return Step("join", (str(descriptor_index),))
 
 
@@ -49,6 +49,11 @@ def unshare(flags: int) -> Step:
 def enter(descriptor_index: int, flags: int) -> Step:
     """Enter the namespace that was passed at this index; `flags` says of which kind it is."""
     return Step("enter", (str(descriptor_index), str(flags)))
+
+
+def network() -> Step:
+    """Enter the network namespace that the launcher's own steps have made meanwhile."""
+    return Step("network")
 
 
 def keep_netns() -> Step:

@@ -228,7 +228,7 @@ class Worker(Wire):
 
         Args:
             id: the slot's name, under which the end of its instance is reported.
-            join: descriptors of `bench.cgroup.JOIN_FILES`.
+            join: descriptors of `Cgroup.join_files`.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parked = ParkedSlot(self, ours, id)

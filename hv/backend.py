@@ -23,8 +23,7 @@ from bench.agent.build import agent_path
 from bench.agent.confinement import MASKED, READ_ONLY
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
-from bench.cgroup import JOIN_FILES, Cgroup, CgroupLimits
-from bench.cgroup import version as cgroup_version
+from bench.cgroup import Cgroup, CgroupLimits, way_in
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import HostCannot, HvctError, LaunchFailed, Refused
 from bench.model import (
@@ -374,7 +373,7 @@ class VmBackend:
     def _environment(self, cgroup: Cgroup | None) -> dict[str, str]:
         variables = {RUN_VARIABLE: self.context.tag}  # so that a cleaner finds QEMU
         if cgroup is not None:
-            variables[JOIN_VARIABLE] = ":".join(map(str, cgroup.join_files))
+            variables[JOIN_VARIABLE] = ":".join(map(str, cgroup.join_files()))
         return variables
 
     def _facts(
@@ -395,9 +394,7 @@ class VmBackend:
             "image_cache": plan.disks[0].cache if plan.disks else "",
             "scratch_disk": _scratch(plan),
             "qemu": self.emulator.version,
-            "join": f"{JOIN_FILES[cgroup_version()]} before exec"
-            if JOIN_VARIABLE in plan.environment
-            else "none",
+            "join": way_in(filter(None, plan.environment.get(JOIN_VARIABLE, "").split(":"))),
         }
 
     def _archive(self, spec: InstanceSpec) -> Initramfs:

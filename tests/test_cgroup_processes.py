@@ -244,7 +244,7 @@ def test_descriptors_are_closed_on_exec_and_by_remove() -> None:
     descriptors = group.join_fds()
     assert descriptors == group.join_fds()
     assert not any(os.get_inheritable(descriptor) for descriptor in descriptors)
-    assert len(descriptors) == len(group.join_files)
+    assert len(descriptors) == len(group.join_files())
     group.remove()
     for descriptor in descriptors:
         with pytest.raises(OSError):

@@ -24,8 +24,7 @@ from bench.agent.build import agent_path
 from bench.agent.launch_record import run_record
 from bench.agent.seccomp import seccomp_program
 from bench.agent.session import AgentSession
-from bench.cgroup import JOIN_FILES, Cgroup, CgroupLimits
-from bench.cgroup import version as cgroup_version
+from bench.cgroup import Cgroup, CgroupLimits, way_in
 from bench.cgroup_tree import remove_elsewhere
 from bench.command import run
 from bench.context import RUN_VARIABLE, RunContext
@@ -145,8 +144,8 @@ class PeerBackend(ABC):
         """
 
     def joined(self, cgroup: Cgroup) -> Sequence[Path]:
-        """The files by which the worker enters its control group before it executes the program."""
-        return cgroup.join_files
+        """The files by which the worker's child, born in the group's cradle, enters the rest."""
+        return cgroup.join_files(born=True)
 
     def rlimits(self) -> Sequence[tuple[str, int, int]] | None:
         """The workload's limits where the peer cannot grant those that every other arm has."""
@@ -253,6 +252,7 @@ class PeerBackend(ABC):
                 undo.callback(remove_elsewhere, cgroup.tag, cgroup.name)
                 undo.callback(cgroup.remove)
             group = f"/hvct/{self.context.tag}/{spec.id}/{BOX}" if self.own_group else ""
+            joined = self.joined(cgroup) if cgroup and not self.own_group else ()
             folder = connection.folder_of(spec.id)
             command = self.command(spec, folder, group)
             if command.files:
@@ -281,7 +281,8 @@ class PeerBackend(ABC):
                         spec.limits.writable_inodes,
                         command.plan,
                     ),
-                    join=self.joined(cgroup) if cgroup and not self.own_group else (),
+                    join=joined,
+                    cradle=cgroup.cradle if cgroup and not self.own_group else None,
                 )
                 record = run_record(spec, seccomp=agent_filter(spec), rlimits=self.rlimits())
                 channel = ours
@@ -307,7 +308,7 @@ class PeerBackend(ABC):
                     "image_mount": path_taken,
                     "join": f"cgroup.procs, by {self.name}"
                     if group
-                    else f"{JOIN_FILES[cgroup_version()]} before exec",
+                    else way_in(joined, born=bool(cgroup and cgroup.cradle)),
                 },
             )
             undo.pop_all()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.agent.build import agent_path
 from bench.agent.confinement import CAPABILITY_MASK
-from bench.cgroup import JOIN_FILES, Cgroup
+from bench.cgroup import SELF_MOVE, Cgroup
 from bench.cgroup_tree import make_elsewhere
 from bench.cgroupfs import ROOT
 from bench.context import RUN_VARIABLE
@@ -72,9 +72,9 @@ class NspawnBackend(PeerBackend):
         """
         own = ROOT / "systemd"
         if cgroup.where.version == 2 or not (own / "cgroup.procs").exists():
-            return cgroup.join_files
+            return super().joined(cgroup)
         made = make_elsewhere(own, cgroup.tag, cgroup.name)
-        return (*cgroup.join_files, made / JOIN_FILES[1])
+        return (*super().joined(cgroup), made / SELF_MOVE)
 
     def command(self, spec: InstanceSpec, folder: Path, group: str) -> Command:
         """One command line. Its filter of system calls is its own, and stays but under `same`."""

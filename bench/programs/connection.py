@@ -176,6 +176,7 @@ class Connection:
         layer: Layer | None = None,
         tmpfs: Mapping[Path, str] | None = None,
         join: Sequence[Path] = (),
+        cradle: Path | None = None,
     ) -> None:
         """Ask for a program; `started` has the answer.
 
@@ -184,6 +185,7 @@ class Connection:
             layer: laid into ``<folder of the program>/fs/root`` first.
             tmpfs: folder → size of file systems in memory that it finds mounted.
             join: `Cgroup.join_files` that it enters before it is executed.
+            cradle: the `Cgroup.cradle` in which it is born.
         """
         request = {
             "op": "start",
@@ -194,6 +196,7 @@ class Connection:
             "layer": layer.__dict__ if layer else None,
             "tmpfs": {str(path): size for path, size in (tmpfs or {}).items()},
             "join": [str(path) for path in join],
+            "cradle": str(cradle or ""),
         }
         self._send(request, descriptors)
 

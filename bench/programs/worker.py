@@ -6,8 +6,8 @@ the harness closes, however the harness died, it kills every descendant and runs
 command. It imports nothing of ours, so that it is small: each start forks it.
 
 One SOCK_SEQPACKET socket carries JSON, one object a packet. Requests: ``mount`` {image,
-folder}; ``start`` {id, argv, env, folder, layer, tmpfs, join} with the descriptors that the program
-gets as 3, 4, …; ``discard`` {id}; ``quit``. Answers: ``mounted``; ``spawned`` {id,
+folder}; ``start`` {id, argv, env, folder, layer, tmpfs, join, cradle} with the descriptors that the
+program gets as 3, 4, …; ``discard`` {id}; ``quit``. Answers: ``mounted``; ``spawned`` {id,
 accepted_ns, ns, pid}; ``ended`` {id, ns, status, user_s, system_s, max_rss_kib}; ``gone``
 {id}; ``failed`` {id, message}.
 """
@@ -31,12 +31,15 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x20000
+CLONE_INTO_CGROUP = 0x200000000
+SYS_CLONE3 = 435  # on every architecture
 MS_RDONLY, MS_NODEV, MS_REC, MS_SLAVE = 1, 4, 0x4000, 0x80000
 MNT_DETACH = 2
 END_LIMIT_S = 15.0
 POLITE_S = 5.0  # for an engine to end by itself after SIGTERM
 
 libc = ctypes.CDLL(None, use_errno=True)
+holding = ctypes.PyDLL(None, use_errno=True)  # calls with the lock held: a fork is one
 
 
 def check(result: int, call: str, path: str) -> None:
@@ -157,8 +160,9 @@ class Worker:
         high = [copy_of(descriptor) for descriptor in descriptors]
         actions += [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate(high, 3)]
         try:
-            if request["join"]:
-                program.pid = fork_into(request["join"], path, argv, env, high, log)
+            if request["join"] or request["cradle"]:
+                groups = (request["cradle"], request["join"])
+                program.pid = fork_into(groups, path, argv, env, high, log)
             else:
                 program.pid = os.posix_spawn(
                     path, argv, env, file_actions=actions, setsigdef=range(1, 32), setsid=True
@@ -250,16 +254,36 @@ def copy_of(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
 
 
+def born_in(directory: str) -> int:
+    """Fork, the child in a group of the unified hierarchy: it cannot move there without waiting."""
+    group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    arguments = (ctypes.c_uint64 * 11)(CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD)
+    arguments[10] = group
+    try:
+        pid = int(holding.syscall(SYS_CLONE3, arguments, ctypes.sizeof(arguments)))
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), f"cannot make a process in {directory}")
+        return pid
+    finally:
+        os.close(group)
+
+
 def fork_into(
-    groups: list[str], path: str, argv: list[str], env: dict[str, str], passed: list[int], log: str
+    groups: tuple[str, list[str]],
+    path: str,
+    argv: list[str],
+    env: dict[str, str],
+    passed: list[int],
+    log: str,
 ) -> int:
     """Fork, enter control groups, exec: for programs that cannot do the second by themselves."""
-    pid = os.fork()
+    cradle, rest = groups
+    pid = born_in(cradle) if cradle else os.fork()
     if pid:
         return pid
     try:
         os.setsid()
-        for group in groups:
+        for group in rest:
             descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
             os.write(descriptor, b"0")
             os.close(descriptor)

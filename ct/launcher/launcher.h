@@ -22,11 +22,6 @@ enum {
     ID_MAX = 64,
 };
 
-struct clone_arguments { /* struct clone_args, which not every libc's headers have */
-    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
-        set_tid_size, cgroup;
-};
-
 struct step {
     const struct operation *operation;
     int count;
@@ -48,16 +43,20 @@ struct request {
     char *argv[WORDS_MAX + 1], *env[WORDS_MAX + 1];
     struct step steps[STEPS_MAX];
     int step_count;
+    int beside;      /* so many of the steps, the first, the launcher runs itself meanwhile */
     const char *bad; /* what is wrong with it */
 };
 
 /* In shared memory: written by the child, read by the launcher, with or without CLONE_VM. */
 struct outcome {
     uint64_t born_ns, exec_ns, step_ns[STEPS_MAX];
-    int failed, error; /* index of the failed step, errno */
-    int loop;          /* number of the loop device used, -1 */
-    int away;          /* the steps left the network namespace they began in */
-    int kept;          /* descriptor of a namespace for the harness, -1 */
+    uint64_t beside_ns; /* the launcher began with its own steps */
+    int left, running;  /* futexes: so many of these are left; the child is in our memory */
+    int launcher;       /* pidfd of who runs them */
+    int failed, error;  /* index of the failed step, errno */
+    int loop;           /* number of the loop device used, -1 */
+    int away;           /* the steps left the network namespace they began in */
+    int kept;           /* descriptor of a namespace for the harness, -1 */
 };
 enum { FAILED_NOTHING = -1, FAILED_EXEC = -2, FAILED_CLONE = -3, FAILED_MAPS = -4 };
 
@@ -99,16 +98,28 @@ ssize_t receive(uint64_t *received_ns);
 /* steps.c */
 unsigned long number(const char *text);
 const struct operation *operation_named(const char *name);
-void run_steps(void);
+void run_steps(int first, int end);
+void run_beside(void);
+void await_at_most(const int *word, int most);
+ssize_t unhex(const char *text, unsigned char *bytes, size_t room);
+
+/* network.c */
+int do_network(const struct step *step);
+int do_keep_netns(const struct step *step);
+int do_link(const struct step *step);
+int do_interface(const struct step *step);
+int do_neighbour(const struct step *step);
 int link_from_outside(const char *ns, int *failed);
 
 /* spawn.c */
-long clone3_call(struct clone_arguments *arguments, void (*run)(void));
 void put_failure(void);
 void refuse(void);
 void launch(uint64_t accepted_ns);
 
 /* slots.c */
 void park(void);
+
+/* main.c */
+void go_home(void);
 
 #endif

@@ -1,5 +1,6 @@
 /* Slots: helpers that wait, where a launch would have to, before it is asked for. */
 #define _GNU_SOURCE
+#include "clone3.h"
 #include "launcher.h"
 
 #include <linux/netlink.h>
@@ -28,7 +29,7 @@ static void helper(void) {
     if (host_route < 0 || outcome == MAP_FAILED)
         _exit(1);
     outcome->failed = FAILED_NOTHING;
-    run_steps();
+    run_steps(0, request.step_count);
     for (int i = 0; i < request.fd_count; i++)
         if (i != mine)
             close(request.fds[i]);

@@ -1,5 +1,6 @@
 /* One instance: clone3, the steps in the child, the program; and what is told of it. */
 #define _GNU_SOURCE
+#include "clone3.h"
 #include "launcher.h"
 
 #include <fcntl.h>
@@ -13,55 +14,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef SYS_clone3
-#define SYS_clone3 435
-#endif
 #ifndef SYS_execveat
 #error "execveat is needed"
 #endif
-#define INTO_CGROUP 0x200000000ULL
 
 struct instance instances[INSTANCES_MAX];
 int instance_count, null_fd = -1, program_fd = -1;
 static _Alignas(16) char child_stack[1 << 17];
-
-/* clone3 whose child calls `run` on its own stack where one is given. In assembly, because
- * a child that shares memory must not return through the parent's frame. */
-long clone3_call(struct clone_arguments *arguments, void (*run)(void)) {
-#if defined(__x86_64__)
-    long result = SYS_clone3;
-    register void (*target)(void) __asm__("r8") = run;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "and $-16, %%rsp\n\t"
-                     "call *%%r8\n\t"
-                     "hlt\n"
-                     "1:"
-                     : "+a"(result)
-                     : "D"(arguments), "S"(sizeof *arguments), "r"(target)
-                     : "rcx", "r11", "memory");
-    return result;
-#elif defined(__aarch64__)
-    register long x8 __asm__("x8") = SYS_clone3;
-    register long x0 __asm__("x0") = (long)arguments;
-    register long x1 __asm__("x1") = sizeof *arguments;
-    register long x9 __asm__("x9") = (long)run;
-    __asm__ volatile("svc #0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "blr x9\n\t"
-                     "brk #0\n"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x9)
-                     : "memory");
-    return x0;
-#else
-#error "clone3_call is not written for this architecture"
-#endif
-}
-
 static int release_pipe[2] = {-1, -1}; /* user namespaces: the maps are written */
 
 static void fail(int step, int error) {
@@ -80,7 +39,8 @@ static void child(void) {
         if (read(release_pipe[0], &byte, 1) != 1)
             fail(FAILED_MAPS, ECANCELED);
     }
-    run_steps();
+    run_steps(request.beside, request.step_count);
+    await_at_most(&outcome->left, 0);
     if (outcome->failed != FAILED_NOTHING)
         _exit(127);
     /* Last, because a change of credentials clears it: the program dies with the launcher. */
@@ -130,6 +90,8 @@ static pid_t spawn(int *pidfd) {
         .pidfd = (uint64_t)(uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
+    outcome->left = request.beside;
+    outcome->launcher = request.beside ? (int)syscall(SYS_pidfd_open, getpid(), 0) : -1;
     if (own_slot) { /* with CLONE_PARENT the signal is the helper's own, and must not be given */
         arguments.flags |= CLONE_PARENT | CLONE_PARENT_SETTID;
         arguments.parent_tid = (uint64_t)(uintptr_t)&own_slot->child;
@@ -147,7 +109,10 @@ static pid_t spawn(int *pidfd) {
             return -1;
         }
     } else {
-        arguments.flags |= CLONE_VM | CLONE_VFORK;
+        /* As CLONE_VFORK waits: until the kernel says that the child has left our memory. */
+        arguments.flags |= CLONE_VM | CLONE_CHILD_CLEARTID;
+        arguments.child_tid = (uint64_t)(uintptr_t)&outcome->running;
+        outcome->running = 1;
         arguments.stack = (uint64_t)(uintptr_t)child_stack;
         arguments.stack_size = sizeof child_stack;
     }
@@ -155,7 +120,13 @@ static pid_t spawn(int *pidfd) {
     if (pid < 0) {
         outcome->failed = FAILED_CLONE;
         outcome->error = (int)-pid;
+    } else if (!request.uid_map) {
+        run_beside();
+        await_at_most(&outcome->running, 0);
+        go_home(); /* not before: the child has taken the namespace from us */
     }
+    if (outcome->launcher >= 0)
+        close(outcome->launcher);
     if (request.uid_map) {
         int failed = FAILED_NOTHING, error = 0;
         close(release_pipe[0]);
@@ -201,6 +172,8 @@ void launch(uint64_t accepted_ns) {
         request.bad = "too many instances";
     } else if (own_slot && request.uid_map) {
         request.bad = "a slot makes no user namespace";
+    } else if (request.beside && request.uid_map) {
+        request.bad = "nothing is made beside a user namespace";
     }
     if (request.bad) {
         refuse();
@@ -215,7 +188,7 @@ void launch(uint64_t accepted_ns) {
         }
         begin("failed");
         put("id", "%s", request.id);
-        put("pid", "%d", own_slot ? own_slot->child : 0); /* whose end will be reported */
+        put("pid", "%d", own_slot && pid > 0 ? pid : 0); /* whose end is reported, or was */
         put_failure();
         send_reply(-1);
     } else {
@@ -228,6 +201,7 @@ void launch(uint64_t accepted_ns) {
         put("pid", "%d", pid);
         put("accepted_ns", "%llu", (unsigned long long)accepted_ns);
         put("born_ns", "%llu", (unsigned long long)outcome->born_ns);
+        put("beside_ns", "%llu", (unsigned long long)outcome->beside_ns);
         for (int i = 0; i < request.step_count; i++)
             put("step_ns", "%llu", (unsigned long long)outcome->step_ns[i]);
         put("exec_ns", "%llu", (unsigned long long)outcome->exec_ns);

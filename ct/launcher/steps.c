@@ -2,16 +2,13 @@
 #define _GNU_SOURCE
 #include "launcher.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/futex.h>
 #include <linux/loop.h>
-#include <linux/netlink.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
-#include <net/if.h>
-#include <net/if_arp.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +17,6 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -31,7 +27,6 @@
 #endif
 
 struct outcome *outcome;
-int host_route = -1;
 
 unsigned long number(const char *text) { return strtoul(text, NULL, 0); }
 
@@ -44,7 +39,7 @@ static int passed(const char *index) {
 }
 
 /* Hex to bytes; returns the number of bytes, -1 when it is not hex or does not fit. */
-static ssize_t unhex(const char *text, unsigned char *bytes, size_t room) {
+ssize_t unhex(const char *text, unsigned char *bytes, size_t room) {
     size_t size = 0;
     for (; text[0] && text[1]; text += 2) {
         int value = 0;
@@ -78,15 +73,28 @@ static int do_unshare(const struct step *step) {
 
 /* enter INDEX FLAGS: the namespace that was passed at INDEX, of the kind FLAGS. */
 static int do_enter(const struct step *step) {
-    int fd = passed(step->arg[0]);
-    return fd < 0 ? -1 : setns(fd, (int)number(step->arg[1]));
+    int fd = passed(step->arg[0]), flags = (int)number(step->arg[1]);
+    int result = fd < 0 ? -1 : setns(fd, flags);
+    if (result == 0 && flags & CLONE_NEWNET)
+        outcome->away = 1;
+    return result;
 }
 
-/* The network namespace we are in, to be handed over with the reply. */
-static int do_keep_netns(const struct step *step) {
-    (void)step;
-    outcome->kept = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-    return outcome->kept < 0 ? -1 : 0;
+void await_at_most(const int *word, int most) {
+    int now;
+    while ((now = __atomic_load_n(word, __ATOMIC_ACQUIRE)) > most)
+        syscall(SYS_futex, word, FUTEX_WAIT, now, NULL, NULL, 0);
+}
+
+/* The launcher's own steps of a launch. The child may wait for the first, and for all. */
+void run_beside(void) {
+    outcome->beside_ns = now_ns();
+    for (int i = 0; i < request.beside; i++) {
+        if (outcome->failed == FAILED_NOTHING)
+            run_steps(i, i + 1);
+        __atomic_store_n(&outcome->left, request.beside - 1 - i, __ATOMIC_RELEASE);
+        syscall(SYS_futex, &outcome->left, FUTEX_WAKE, 1, NULL, NULL, 0);
+    }
 }
 
 static int do_affinity(const struct step *step) {
@@ -220,90 +228,6 @@ static int do_hostname(const struct step *step) {
     return sethostname(step->arg[0], strlen(step->arg[0]));
 }
 
-/* Send one rtnetlink message (hex) through the host's socket; what it says about a network
- * namespace refers to NETNS_FD, which is `ns` here. */
-static int send_link(const char *hex, const char *ns) {
-    static _Alignas(struct nlmsghdr) unsigned char message[1024];
-    ssize_t size = unhex(hex, message, sizeof message);
-    if (size < (ssize_t)sizeof(struct nlmsghdr)) {
-        errno = EINVAL;
-        return -1;
-    }
-    int fd = open(ns, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || dup3(fd, NETNS_FD, O_CLOEXEC) < 0)
-        return -1;
-    close(fd);
-    int error = 0;
-    if (send(host_route, message, (size_t)size, 0) < 0) {
-        error = errno;
-    } else {
-        static _Alignas(struct nlmsghdr) unsigned char answer[4096];
-        ssize_t got = recv(host_route, answer, sizeof answer, 0);
-        const struct nlmsghdr *header = (const struct nlmsghdr *)answer;
-        if (got < (ssize_t)NLMSG_LENGTH(sizeof(struct nlmsgerr)))
-            error = got < 0 ? errno : EPROTO;
-        else if (header->nlmsg_type == NLMSG_ERROR)
-            error = -((const struct nlmsgerr *)NLMSG_DATA(header))->error;
-    }
-    close(NETNS_FD);
-    errno = error;
-    return error ? -1 : 0;
-}
-
-static int do_link(const struct step *step) {
-    if (request.uid_map) /* its rights do not reach the host: the parent does it */
-        return 0;
-    return send_link(step->arg[0], "/proc/thread-self/ns/net");
-}
-
-static void set_ipv4(struct sockaddr *address, const char *text) {
-    struct sockaddr_in in = {.sin_family = AF_INET};
-    inet_pton(AF_INET, text, &in.sin_addr);
-    memcpy(address, &in, sizeof in);
-}
-
-/* interface NAME [IP NETMASK]: bring it up. */
-static int do_interface(const struct step *step) {
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), result = fd < 0 ? -1 : 0;
-    struct ifreq ifreq = {0};
-    strncpy(ifreq.ifr_name, step->arg[0], IFNAMSIZ - 1);
-    if (result == 0 && step->count == 3) {
-        set_ipv4(&ifreq.ifr_addr, step->arg[1]);
-        result = ioctl(fd, SIOCSIFADDR, &ifreq);
-        if (result == 0) {
-            set_ipv4(&ifreq.ifr_netmask, step->arg[2]);
-            result = ioctl(fd, SIOCSIFNETMASK, &ifreq);
-        }
-    }
-    if (result == 0)
-        result = ioctl(fd, SIOCGIFFLAGS, &ifreq);
-    if (result == 0) {
-        ifreq.ifr_flags |= IFF_UP | IFF_RUNNING;
-        result = ioctl(fd, SIOCSIFFLAGS, &ifreq);
-    }
-    int saved = errno;
-    if (fd >= 0)
-        close(fd);
-    errno = saved;
-    return result;
-}
-
-/* neighbour NAME IP MAC(hex): a permanent entry, so that the first answer waits for no ARP. */
-static int do_neighbour(const struct step *step) {
-    struct arpreq arp = {.arp_flags = ATF_PERM | ATF_COM, .arp_ha = {.sa_family = ARPHRD_ETHER}};
-    set_ipv4(&arp.arp_pa, step->arg[1]);
-    strncpy(arp.arp_dev, step->arg[0], sizeof arp.arp_dev - 1);
-    if (unhex(step->arg[2], (unsigned char *)arp.arp_ha.sa_data, 6) != 6)
-        return -1;
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -1;
-    int result = ioctl(fd, SIOCSARP, &arp), saved = errno;
-    close(fd);
-    errno = saved;
-    return result;
-}
-
 /* capabilities MASK: nothing beyond MASK in any set, the bounding set included. */
 static int do_capabilities(const struct step *step) {
     uint64_t keep = strtoull(step->arg[0], NULL, 0);
@@ -342,6 +266,7 @@ static const struct operation operations[] = {
     {"join", 1, do_join},
     {"unshare", 1, do_unshare},
     {"enter", 2, do_enter},
+    {"network", 0, do_network},
     {"keep_netns", 0, do_keep_netns},
     {"affinity", 1, do_affinity},
     {"mount", 5, do_mount},
@@ -368,25 +293,18 @@ const struct operation *operation_named(const char *name) {
     return NULL;
 }
 
-void run_steps(void) {
-    for (int i = 0; i < request.step_count; i++) {
+/* Both sides of a launch may be at it, and with CLONE_VM even `errno` is one. Only a call that
+ * fails writes that: were both to fail at once, the words for one might be the other's. */
+void run_steps(int first, int end) {
+    for (int i = first; i < end; i++) {
         if (request.steps[i].operation->run(&request.steps[i]) < 0) {
-            outcome->failed = i;
-            outcome->error = errno;
+            int error = errno;
+            if (outcome->failed == FAILED_NOTHING) { /* else this follows from that */
+                outcome->error = error;
+                outcome->failed = i;
+            }
             return;
         }
         outcome->step_ns[i] = now_ns();
     }
-}
-
-/* The link steps of a child in a user namespace, which may not take them itself, done by its
- * parent into the child's namespace `ns`. Returns 0 or an errno, with the step that failed. */
-int link_from_outside(const char *ns, int *failed) {
-    for (int i = 0; i < request.step_count; i++) {
-        *failed = i;
-        if (request.steps[i].operation->run == do_link &&
-            send_link(request.steps[i].arg[0], ns) < 0)
-            return errno;
-    }
-    return 0;
 }

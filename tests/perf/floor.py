@@ -23,6 +23,7 @@ from ct.backend import ContainerBackend
 from ct.rootfs import Lower
 from ct.steps import Step
 
+LAUNCHER = Path(rootfs.__file__).parent / "launcher"
 NAME = "NAME"  # stands for the group's, which is another one at each launch
 PROGRAM = r"""
 #define _GNU_SOURCE
@@ -47,6 +48,7 @@ PROGRAM = r"""
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "clone3.h"
 #define TRY(call) if ((call) < 0 && errno != EEXIST) { perror(#call); _exit(9); }
 static char stack[65536] __attribute__((aligned(16)));
 static int groups[16];
@@ -72,10 +74,12 @@ static void gone(const char *format, const char *name) {
     snprintf(path, sizeof path, format, name);
     for (int tries = 0; rmdir(path) && tries < 1000; tries++) usleep(1000);
 }
-static int procs(const char *format, const char *name) {
+static int opened(const char *format, int flags, const char *name) {
     char path[512];
     snprintf(path, sizeof path, format, name);
-    return open(path, O_WRONLY | O_CLOEXEC);
+    int fd = open(path, flags | O_CLOEXEC);
+    TRY(fd);
+    return fd;
 }
 static void up(void) {
     struct ifreq lo = {.ifr_name = "lo"};
@@ -101,8 +105,8 @@ static void keep(uint64_t mask) {
 static unsigned char filter[] __attribute__((aligned(8))) = {@FILTER@};
 static struct timespec begun, started;
 static int first;
-static int child(void *unused) {
-    (void)unused;
+static int cradle;
+static void child(void) {
     int old;
     char *const argv[] = {"stamp", NULL};
     char *const none[] = {NULL};
@@ -130,8 +134,12 @@ int main(int argc, char **argv) {
         int status = 0;
         clock_gettime(CLOCK_MONOTONIC, &begun);
 @BEFORE@
-        int flags = @FLAGS@ | CLONE_VM | CLONE_VFORK | SIGCHLD;
-        int pid = clone(child, stack + sizeof stack, flags, NULL);
+        struct clone_arguments how = {
+            .flags = @FLAGS@ | CLONE_VM | CLONE_VFORK | (cradle ? INTO_CGROUP : 0),
+            .exit_signal = SIGCHLD, .stack = (uintptr_t)stack, .stack_size = sizeof stack,
+            .cgroup = (uint64_t)cradle,
+        };
+        int pid = (int)clone3_call(&how, child);
         TRY(pid);
         waitpid(pid, &status, 0);
         if (status) return 1;
@@ -191,22 +199,31 @@ def statement(step: Step) -> str:
 def source(backend: ContainerBackend, spec: InstanceSpec, program: str, *, direct: bool) -> str:
     """The program's text."""
     plan = backend.plan(spec, Lower("image", "file", direct))
-    lines = [statement(step) for step in plan.steps]
+    # One after the other, where ours has two processes at it.
+    lines = [
+        statement(each)
+        for step in plan.steps
+        for each in (plan.beside if step.do == "network" else (step,))
+    ]
     before, after = [], []
     if spec.accounting:
         limits = CgroupLimits(
             spec.limits.memory_bytes, spec.limits.swap_bytes, spec.cpu_set, None, spec.limits.pids
         )
         group = Cgroup(backend.context.tag, "%s", limits, layout())
-        for number, directory in enumerate(group.directories):
+        for directory in group.directories:
             before.append(f"make({quoted(str(directory))}, name);")
             after.append(f"gone({quoted(str(directory))}, name);")
-            lines.insert(number, f'TRY(write(groups[{number}], "0", 1)); close(groups[{number}]);')
         for path, value in group._settings():
             before.append(f"set({quoted(str(path))}, name, {quoted(value)});")
-        for number, path in enumerate(group.join_files):
-            before.append(f"groups[{number}] = procs({quoted(str(path))}, name);")
+        for number, path in enumerate(group.join_files(born=True)):
+            before.append(f"groups[{number}] = opened({quoted(str(path))}, O_WRONLY, name);")
             after.append(f"close(groups[{number}]);")
+            lines.insert(number, f'TRY(write(groups[{number}], "0", 1)); close(groups[{number}]);')
+        if group.cradle:
+            path = quoted(str(group.cradle))
+            before.append(f"cradle = opened({path}, O_RDONLY | O_DIRECTORY, name);")
+            after.append("close(cradle);")
     code = next((step.arguments[0] for step in plan.steps if step.do == "seccomp"), "00")
     parts = {
         "FILTER": ", ".join(str(byte) for byte in bytes.fromhex(code)),
@@ -258,8 +275,9 @@ def floor(
     for name in ("image", rootfs.SCRATCH):
         (folder / name).mkdir(parents=True)
     (folder / "floor.c").write_text(source(backend, spec, program, direct=direct))
-    quiet = ("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-parameter")
-    argv = [build_static("floor", [folder / "floor.c"], extra_flags=quiet)]
+    flags = ("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-parameter")
+    headers = [LAUNCHER / "clone3.h"]
+    argv = [build_static("floor", [folder / "floor.c"], headers, (*flags, f"-I{LAUNCHER}"))]
     if first:
         argv.append(build_static("floor-first", [Path(__file__).parent / "floor_first.c"]))
     process = subprocess.Popen(

@@ -85,12 +85,11 @@ def started(backend: Backend, spec: InstanceSpec) -> float:
 @contextlib.contextmanager
 def joining_as_engines_do() -> Iterator[None]:
     """By ``cgroup.procs`` on v1 as well: a whole process, after a wait for the kernel."""
-    ours = dict(cgroup.JOIN_FILES)
-    cgroup.JOIN_FILES[1] = cgroup.JOIN_FILES[2]
+    ours, cgroup.SELF_MOVE = cgroup.SELF_MOVE, "cgroup.procs"
     try:
         yield
     finally:
-        cgroup.JOIN_FILES.update(ours)
+        cgroup.SELF_MOVE = ours
 
 
 def started_apart_from_joining(backend: Backend, spec: InstanceSpec) -> float:

@@ -23,6 +23,7 @@ from perf.launches import (
     between,
     ended,
     first_instruction,
+    joining_as_engines_do,
     joining_s,
     make_spec,
     need,

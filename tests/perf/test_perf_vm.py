@@ -77,7 +77,7 @@ def by_qemu_alone(context: RunContext, argv: list[str], channel: Path) -> float:
         listener.bind(str(channel))
         listener.listen(1)
         listener.settimeout(10)
-        environment = {**os.environ, JOIN_VARIABLE: ":".join(map(str, cgroup.join_files))}
+        environment = {**os.environ, JOIN_VARIABLE: ":".join(map(str, cgroup.join_files()))}
         process = undo.enter_context(
             subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
         )
