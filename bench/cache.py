@@ -8,7 +8,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,3 +82,59 @@ def publish(made: Path, final: Path) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(made, final)
     return final
+
+
+def hold(path: Path) -> int | None:
+    """Note that a file is used, and keep `make_room` from removing it; None where it is not there.
+
+    Until the descriptor that is returned is closed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            os.utime(descriptor)
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def make_room(
+    files: Iterable[Path], most_bytes: int, forget: Callable[[Path], None] = Path.unlink
+) -> list[Path]:
+    """Remove files, those used longest ago first, until all are within the bound.
+
+    One that any process holds stays.
+
+    Args:
+        forget: removes a file and what belongs to it.
+
+    Returns:
+        What was removed.
+    """
+    found = []
+    for path in files:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((status.st_mtime, status.st_blocks * 512, path))
+    total = sum(size for _, size, _ in found)
+    removed = []
+    for _, size, path in sorted(found):
+        if total <= most_bytes:
+            break
+        if _forget_unheld(path, forget):
+            removed.append(path)
+            total -= size
+    return removed
+
+
+def _forget_unheld(path: Path, forget: Callable[[Path], None]) -> bool:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            forget(path)
+            return True
+        finally:
+            os.close(descriptor)
+    return False

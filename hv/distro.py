@@ -10,17 +10,19 @@ to a file of the instance's own.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
+from types import TracebackType
 
 from bench.agent.build import agent_path
-from bench.cache import remove_tree
+from bench.cache import hold, remove_tree
 from bench.command import run
 from bench.errors import HvctError, Refused
 from bench.image import debian
-from bench.image.index import Progress
+from bench.image.index import Progress, silent
 from bench.model import Capability, Image, InstanceSpec
 from hv import memory, rootfs
 from hv.backend import VmBackend
@@ -40,13 +42,33 @@ class DistroBackend(VmBackend):
     needs = NEEDS
     measure_limit_s = 180.0
     _disk: SystemDisk | None = None
+    _held: int | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     @property
     def disk(self) -> SystemDisk:
         """What the guests boot from, made on first use."""
         if self._disk is None:
-            self._disk = system_disk(agent_path())
+            self._disk = self._take()
         return self._disk
+
+    def _take(self, told: Progress = silent) -> SystemDisk:
+        """The disk, which nobody removes until this backend is closed."""
+        while True:  # another process may remove it before it is held
+            found = system_disk(agent_path(), told)
+            self._held = hold(found.path)
+            if self._held is not None:
+                return found
 
     def probe(self) -> Capability:
         """What `vm` needs, and what the system disk is made with; it is not made here."""
@@ -75,7 +97,8 @@ class DistroBackend(VmBackend):
     def make(self, told: Progress) -> Capability:
         """Make the system disk now, where there is none."""
         try:
-            self._disk = system_disk(agent_path(), told)
+            if self._disk is None:
+                self._disk = self._take(told)
         except HvctError as error:
             return Capability(self.name, False, error.message, error.hint)
         return self.probe()

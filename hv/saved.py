@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import threading
@@ -21,7 +20,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.cache import cache_dir, lock, publish, workspace
+from bench import cache
+from bench.cache import cache_dir, hold, lock, publish, workspace
 from hv.domain import CHANNEL_NAME, QEMU_NAMESPACE, DomainPlan, Nic, domain_xml
 
 FORMAT = 1
@@ -104,15 +104,13 @@ class Slot:
 
     def hold(self) -> bool:
         """Lock the file against removal; False when it is not there."""
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if os.fstat(descriptor).st_nlink and self.xml_file.exists():
-                os.utime(descriptor)  # room is made by removing what was used longest ago
-                self._lock = descriptor
-                return True
-            os.close(descriptor)
-        return False
+        held = hold(self.file)
+        if held is None:
+            return False
+        self._lock = held
+        if not self.xml_file.exists():
+            self.drop()
+        return self._lock >= 0
 
     def drop(self) -> None:
         """Give up the lock."""
@@ -194,32 +192,11 @@ def make_room(most_bytes: int = MOST_BYTES) -> list[Path]:
 
     One that any process holds stays. Returns what was removed.
     """
-    found = []
-    for path in cache_dir("saved").glob("*/*.save"):
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            found.append((status.st_mtime, status.st_blocks * 512, path))
-    total = sum(size for _, size, _ in found)
-    removed = []
-    for _, size, path in sorted(found):
-        if total <= most_bytes:
-            break
-        if _remove_unheld(path):
-            removed.append(path)
-            total -= size
-    return removed
+    return cache.make_room(cache_dir("saved").glob("*/*.save"), most_bytes, _forget)
 
 
-def _remove_unheld(path: Path) -> bool:
+def _forget(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".xml").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            path.with_suffix(".xml").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
-            return True
-        finally:
-            os.close(descriptor)
-    return False
+        path.parent.rmdir()

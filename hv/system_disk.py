@@ -1,9 +1,8 @@
 """The disk that a guest of `vm:distro` boots from: firmware, GRUB, kernel, systemd, our agent.
 
 mmdebstrap installs a small system from the apt sources this host is set up with; GRUB comes
-with it, so that the host needs none. What is fetched once stays until the cache is deleted, as
-the guest kernel does. The agent is put into a copy: another agent needs no other packages, and
-no network.
+with it, so that the host needs none. The agent is put into a copy: another agent needs no other
+packages, and no network. What was used longest ago is removed when all are more than the bound.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from bench.cache import cache_dir, lock, publish, workspace
+from bench import cache
+from bench.cache import cache_dir, hold, lock, publish, workspace
 from bench.command import run
 from bench.errors import HvctError
 from bench.image import debian
@@ -28,6 +28,7 @@ from bench.image.index import Progress, build_space, silent
 
 WHAT = "the system disk of vm:distro"
 OTHERWISE = "leave the arm vm:distro out"
+MOST_BYTES = 2 << 30  # of all system disks together, when another is to be made
 REVISION = 1  # raise when the tree changes for another reason than what is below
 PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
@@ -112,19 +113,37 @@ def system_disk(agent: Path, progress: Progress = silent) -> SystemDisk:
         HostCannot: not root, or not a host with apt and mmdebstrap, and no disk is there.
         HvctError: packages could not be fetched or installed.
     """
-    found = cached()
-    if found is None:
-        with lock("system-disk"):
-            found = cached() or _make(progress)
     program = agent.read_bytes()
-    digest = sha256(f"{found.digest}\0".encode() + program).hexdigest()
-    path = cache_dir("system") / f"{digest[:32]}.raw"
-    if not path.exists():
-        with lock("system-disk"):
+    with lock("system-disk"):
+        found = cached() or _make(progress)
+        held = hold(found.path)  # its use counts as that of every disk that was made of it
+        try:
+            digest = sha256(f"{found.digest}\0".encode() + program).hexdigest()
+            path = cache_dir("system") / f"{digest[:32]}.raw"
             if not path.exists():
+                make_room()
                 progress("putting the agent into the system disk", None)
                 _put_agent(found.path, program, path)
+        finally:
+            if held is not None:
+                os.close(held)
     return SystemDisk(path, digest, found.release, found.kernel_digest, found.packages)
+
+
+def make_room(most_bytes: int = MOST_BYTES) -> list[Path]:
+    """Remove system disks, those used longest ago first, until all are within the bound.
+
+    One that any process holds stays. Returns what was removed.
+    """
+    folder = cache_dir("system")
+    disks = [path for ending in ("raw", "base") for path in folder.glob(f"*.{ending}")]
+    return cache.make_room(disks, most_bytes, _forget)
+
+
+def _forget(path: Path) -> None:
+    path.unlink()
+    if path.suffix == ".base":
+        path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def cached() -> SystemDisk | None:

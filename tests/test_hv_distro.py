@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from launching import settled_neighbour
 from bench import arms, registry
 from bench.agent.build import agent_path
 from bench.backend import Instance
+from bench.cache import cache_dir, hold
 from bench.command import run
 from bench.context import RunContext
 from bench.errors import HvctError, Refused
@@ -37,7 +39,7 @@ from bench.model import (
     Security,
 )
 from hv.distro import DistroBackend
-from hv.system_disk import FIRST_SECTOR, SystemDisk, system_disk
+from hv.system_disk import FIRST_SECTOR, SystemDisk, make_room, system_disk
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 PORT = 7000
@@ -224,6 +226,38 @@ def test_another_agent_needs_no_network(disk: SystemDisk, tmp_path: Path) -> Non
         assert (int(first) + int(size)) * 512 == made.stat().st_size
     finally:
         made.unlink()
+
+
+def test_room_is_made_by_age_and_what_is_held_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk used longest ago goes first; one in use does not; a note goes with its disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache_dir("system")
+    names = ("held.raw", "old.base", "older.raw", "new.raw")
+    held, base, older, new = (folder / name for name in names)
+    note = base.with_suffix(".json")
+    note.write_text("{}")
+    for path in (held, base, older, new):
+        path.write_bytes(b"x" * MIB)
+    descriptor = hold(held)
+    assert descriptor is not None
+    for age, path in enumerate((held, older, base, new)):
+        os.utime(path, (1000 + age, 1000 + age))
+    assert make_room(4 * MIB) == []
+    assert make_room(2 * MIB) == [older, base]
+    assert sorted(folder.iterdir()) == [held, new], "the note speaks of nothing that is there"
+    os.close(descriptor)
+    assert make_room(MIB) == [held]
+
+
+def test_an_open_backend_keeps_its_disk(context: RunContext, disk: SystemDisk) -> None:
+    """Whoever makes room meanwhile leaves it; that it was used is seen by its time."""
+    os.utime(disk.path, (1, 1))
+    with DistroBackend(context) as backend:
+        assert backend.disk == disk and disk.path.stat().st_mtime > 1
+        with disk.path.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_the_agent_ends_no_machine_that_is_not_its_own(tmp_path: Path) -> None:
