@@ -21,6 +21,7 @@ from bench.disturbances import wait_quiet
 from bench.errors import BadInput, HvctError, Refused
 from bench.identity import ARM_DECLARED, FieldClass, differences
 from bench.model import (
+    Gap,
     Image,
     InstanceSpec,
     Outcome,
@@ -145,7 +146,7 @@ class Campaign:
         cold = self.plan.page_cache is PageCache.COLD
         if cold:
             self._forget_image(slot.arm, workload)
-        settled = wait_quiet()
+        settled = wait_quiet() if self.plan.gap is Gap.QUIET else {}
         try:
             if cold:
                 fraction = make_cold(self.images[workload.image].path)

@@ -1,4 +1,7 @@
-"""What a run's own data warn of: pure functions of ``run.json`` and the trials."""
+"""What a run's own data warn of: pure functions of ``run.json`` and the trials.
+
+Over 400 lines, so that all that can be said of a run is found in one list.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from bench.arms import ARMS, pairs
 from bench.disturbances import UNMET
 from bench.identity import shown
 from bench.launch_limit import parallel_launch
-from bench.model import Finding, MemoryBasis, NetworkMode, PageCache
+from bench.model import Finding, Gap, MemoryBasis, NetworkMode, PageCache
 from bench.registration import deviations
 
 FLUSHES_APART = 8  # two kernels mount, and commit their journals, at other times
@@ -51,6 +54,7 @@ def from_run(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> lis
         *double_cache(run),
         *scratch_disks(run, trials),
         *cold_files(run, trials),
+        *unsettled(run),
         *restless(trials),
         *disturbed(trials, run["plan"].get("invalidation")),
         *shared_cpus(trials),
@@ -228,6 +232,19 @@ def cold_files(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> I
                 "those starts waited for a disk; the rule for this run is `warm`",
                 "free memory on the host",
             )
+
+
+def unsettled(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """A run that waited for nothing between its trials."""
+    if run["plan"].get("gap", Gap.QUIET) == Gap.NONE:
+        yield Finding(
+            "no-gap",
+            "warning",
+            "the plan has no gap: trials were not separated by a settled host",
+            "a trial may have been measured beside what the one before it, or others, left going; "
+            "nobody looked, so no trial is marked",
+            'leave gap = "none" out of a plan whose figures matter',
+        )
 
 
 def restless(trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

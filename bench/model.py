@@ -86,6 +86,13 @@ class PageCache(StrEnum):
     COLD = "cold"  # nothing: as on a host that has the image, and has not read it
 
 
+class Gap(StrEnum):
+    """What is waited for between two trials."""
+
+    QUIET = "quiet"  # a fixed pause, then until the host is quiet, for a bounded time
+    NONE = "none"  # nothing: for a run whose subject is no figure
+
+
 class ReadyKind(StrEnum):
     """When an instance counts as ready."""
 

@@ -18,6 +18,7 @@ from bench.exchanges import MOST_EXCHANGES
 from bench.findings import DISTURBED_LIMITS
 from bench.metrics import METRICS, table
 from bench.model import (
+    Gap,
     MemoryBasis,
     MetricRule,
     NetworkMode,
@@ -61,6 +62,12 @@ COLD_RULE = (
 )
 """In place of the rule for the page cache, where the plan says ``page_cache = "cold"``."""
 
+NO_GAP_RULE = (
+    "none: a trial begins when the one before is gone, on a host that may not have settled, and "
+    "next to what that one left to the kernel"
+)
+"""In place of the rule for the gap, where the plan says ``gap = "none"``."""
+
 SCRATCH_RULE = (
     "the same fully written file with ext4 and sectors of 4096 bytes in every arm, made afresh for "
     "each trial, past the host's page cache: a loop device with direct I/O, or virtio-blk with "
@@ -95,6 +102,7 @@ class Plan:
         blocks: number of complete blocks; fixed, more blocks means a new run.
         invalidation: readings above which a workload's block does not count (`INVALIDATION`).
         page_cache: what the host has of the image in memory before each trial.
+        gap: what is waited for between two trials.
     """
 
     name: str
@@ -109,6 +117,7 @@ class Plan:
     experiment: str = "startup, work"
     invalidation: dict[str, float] = field(default_factory=lambda: dict(INVALIDATION))
     page_cache: PageCache = PageCache.WARM
+    gap: Gap = Gap.QUIET
 
     def workload(self, name: str) -> Workload:
         """The workload of this name."""
@@ -119,6 +128,8 @@ class Plan:
         rules = dict(FAIRNESS)
         if self.page_cache is PageCache.COLD:
             rules["page_cache"] = COLD_RULE
+        if self.gap is Gap.NONE:
+            rules["gap"] = NO_GAP_RULE
         nominal = _named(w for w in self.workloads if w.limits.memory_basis is MemoryBasis.NOMINAL)
         same = _named(w for w in self.workloads if w.security is Security.SAME)
         if nominal:

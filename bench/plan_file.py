@@ -18,6 +18,7 @@ from bench.errors import BadInput
 from bench.exchanges import MOST_EXCHANGES
 from bench.model import (
     Better,
+    Gap,
     Limits,
     MemoryBasis,
     MetricRule,
@@ -128,6 +129,7 @@ class _PlanFile(_Strict):
     blocks: Count = Field(DEFAULT_BLOCKS, ge=2, le=1000)
     seed: Count | None = Field(None, ge=0)
     page_cache: PageCache = PageCache.WARM
+    gap: Gap = Gap.QUIET
     workload: list[_Workload] = Field(min_length=1, max_length=256)
     primary: list[_Primary] = Field([], max_length=MOST_PRIMARY)
     margins: dict[str, Annotated[Number, Field(gt=0)]] = {}
@@ -176,6 +178,7 @@ def from_toml(path: Path, *, seed: int | None = None) -> Plan:
             margins={**rule_margins, **parsed.margins},
             invalidation=dict(parsed.invalidation),
             page_cache=parsed.page_cache,
+            gap=parsed.gap,
         )
     )
 
@@ -289,6 +292,7 @@ def from_run(document: dict[str, Any]) -> Plan:
                     for name, limit in document.get("invalidation", {}).items()
                 },
                 page_cache=PageCache(document.get("page_cache", PageCache.WARM)),
+                gap=Gap(document.get("gap", Gap.QUIET)),
             )
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -27,6 +27,7 @@ def toml(plan: Plan, notes: Mapping[str, str] | None = None) -> str:
         f"blocks = {plan.blocks}",
         f"seed = {plan.seed}",
         *([f"page_cache = {_value(plan.page_cache)}"] if plan.page_cache != "warm" else []),
+        *([f"gap = {_value(plan.gap)}"] if plan.gap != "quiet" else []),
         # Both are tables: written in one line, they come before [[workload]].
         *([f"margins = {_value(plan.margins)}"] if plan.margins else []),
         *(

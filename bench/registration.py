@@ -18,7 +18,7 @@ MARK_LENGTH = 16
 
 FROM_PLAN = (
     "arms", "blocks", "seed", "alpha", "primary", "judge_emulated", "invalidation", "experiment",
-    "page_cache",
+    "page_cache", "gap",
 )  # fmt: skip
 
 

@@ -165,9 +165,10 @@ def unlikeness(before: Run, after: Run, *, host: bool = True) -> list[str]:
     arms, arms_after = (run.record["plan"]["arms"] for run in (before, after))
     if set(arms) != set(arms_after):
         found.append(f"the arms were {', '.join(arms)}, are {', '.join(arms_after)}")
-    caches = [run.record["plan"].get("page_cache", "warm") for run in (before, after)]
-    if caches[0] != caches[1]:
-        found.append(f"the page cache was {caches[0]}, is {caches[1]}")
+    for rule, default in (("page_cache", "warm"), ("gap", "quiet")):
+        kept = [run.record["plan"].get(rule, default) for run in (before, after)]
+        if kept[0] != kept[1]:
+            found.append(f"the {rule.replace('_', ' ')} was {kept[0]}, is {kept[1]}")
     kinds = {arm.name: arm.kind for arm in arms_of(before)}
     for arm in arms_of(after):
         if arm.name in kinds and kinds[arm.name] != arm.kind:

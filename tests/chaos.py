@@ -195,7 +195,7 @@ class Play:
         """Begin it, or go on with it."""
         if (self.directory / "run.json").exists():
             return faults.resuming(self.directory)
-        plan = faults.comparison(self.folder, self.game.arms, sleep_s=0.02)
+        plan = faults.comparison(self.folder, self.game.arms, 0.02, "quiet")  # a gap is hit too
         return (*plan[:-1], self.directory, *self.extra)
 
     def ended(self) -> bool:

@@ -33,6 +33,7 @@ BLOCKS = 6  # fewer could not reach any verdict
 
 PLAN = """
 blocks = {blocks}
+gap = "{gap}"
 arms = {arms}
 seed = 4
 [[workload]]
@@ -320,11 +321,18 @@ def shell(*words: str | Path) -> str:
 
 
 def comparison(
-    folder: Path, arms: tuple[str, ...] = ("vm", "container", "process"), sleep_s: float = 0.1
+    folder: Path,
+    arms: tuple[str, ...] = ("vm", "container", "process"),
+    sleep_s: float = 0.1,
+    gap: str = "none",
 ) -> tuple[str | Path, ...]:
-    """The command of a short comparison with a run directory in this folder."""
+    """The command of a short comparison with a run directory in this folder.
+
+    Args:
+        gap: the plan's. What befalls a run does not depend on a quiet host, so nobody waits for it.
+    """
     plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(blocks=BLOCKS, arms=json.dumps(arms), sleep_s=sleep_s))
+    plan.write_text(PLAN.format(blocks=BLOCKS, arms=json.dumps(arms), sleep_s=sleep_s, gap=gap))
     return "compare", "--wait", "--no-report", "--plan", plan, "--output", folder / "run"
 
 

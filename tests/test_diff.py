@@ -103,6 +103,7 @@ def test_what_became_better_fails_only_where_asked(
         (lambda r: r["host"]["kernel"].update(release="7.0"), "kernel.release: 6.18.5-cloud"),
         (lambda r: r["plan"]["workloads"][1].update(argv=["other"]), "workload redis is another"),
         (lambda r: r["plan"].update(page_cache="cold"), "the page cache was warm, is cold"),
+        (lambda r: r["plan"].update(gap="none"), "the gap was quiet, is none"),
         (lambda r: r["metrics"]["startup_ready"].update(definition="x"), "means something else"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_full_run_directory_is_said_and_resumed(tmp_path: Path) -> None:
     """No room for the description: no folder. No room for a trial: resume after making some."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ("compare", "hello", *QUICKEST, "--output", disk / "run")
+    command = (*faults.comparison(tmp_path, ("container", "process"))[:-1], disk / "run", "--quiet")
     done = faults.hvct(*command, before=on_tmpfs(disk, "size=8k"))
     done.says(3, "No space left on device", "make room")
     trials, said, fill, copy = (

@@ -18,9 +18,6 @@ from bench.image.index import host_architecture
 
 pytestmark = pytest.mark.root
 
-NATIVE = ("--arms", "container,process")
-QUICKEST = (*NATIVE, "--blocks", "7", "--quiet", "--wait", "--no-report")
-
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
@@ -169,14 +166,14 @@ def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine").write_text("x")
-    command = ("compare", "hello", *QUICKEST, "--output")
+    *command, _ = faults.comparison(tmp_path, ("container", "process"))
     faults.hvct(*command, other).says(2, "exists already", "--output")
     assert (other / "mine").read_text() == "x" and len(list(other.iterdir())) == 1
     begun = tmp_path / "begun"
     (begun / "logs").mkdir(parents=True)
     (begun / ".run.json.4711").write_text("{")
     assert faults.hvct(*command, begun).code == 0
-    assert len(faults.trials(begun)) == 14
+    assert len(faults.trials(begun)) == 2 * faults.BLOCKS
     faults.hvct(*command, begun).says(2, "exists already", "hvct resume")
 
 

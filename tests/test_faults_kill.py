@@ -103,7 +103,9 @@ def test_an_interrupt_ends_it_cleanly(after_s: float, number: int, tmp_path: Pat
     directory = tmp_path / "run"
     before = faults.traces()
     faults.await_turn()
-    run = faults.Harness(*faults.comparison(tmp_path, ("container", "process"), sleep_s=0.5))
+    native = ("container", "process")
+    # With the wait between two trials, which is among what may be interrupted.
+    run = faults.Harness(*faults.comparison(tmp_path, native, sleep_s=0.5, gap="quiet"))
     run.until(lambda: run.catches(signal.SIGTERM))  # before that it is Python, not yet hvct
     time.sleep(after_s)
     run.interrupt(number)
@@ -201,7 +203,8 @@ def test_two_comparisons_at_once(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     native = ("container", "process")
-    first = faults.Harness(*faults.comparison(folders[0], native))
+    # Long enough for two other commands to find it running.
+    first = faults.Harness(*faults.comparison(folders[0], native, sleep_s=0.5))
     try:
         first.until(lambda: bool(first.tag))
         queued = faults.comparison(folders[1], native)

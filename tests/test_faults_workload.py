@@ -28,6 +28,7 @@ LOUD_BYTES = 64 << 20
 
 HEAD = """
 blocks = 9
+gap = "none"
 """
 
 IN_EVERY_ARM = """
@@ -245,6 +246,8 @@ def test_the_report_of_a_failed_run_is_valid(every: Block) -> None:
     assert done.code == 0, done
     page = (every.directory / "report.html").read_text()
     assert "No space left on device" in page and "signal 11" in page
+    assert "trials were not separated by a settled host" in page
+    assert not [t for t in every.trials.values() if "settle_s" in t["disturbances"]]
     shown = faults.hvct("show", every.directory)
     assert shown.code == 0 and "timed out" in shown.out
 
@@ -262,6 +265,7 @@ def test_64_mib_come_through_whole(arm: str) -> None:
 
 SERVER = """
 blocks = 6
+gap = "none"
 arms = ["container", "process"]
 [[workload]]
 name = "server"
@@ -324,10 +328,7 @@ def test_a_failing_workload_ends_the_command_with_1(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_qemu_killed_in_mid_trial(tmp_path: Path) -> None:
     """SIGKILL to QEMU ends that trial as failed, with the reason; the run goes on."""
-    run = faults.Harness(
-        *("compare", "--wait", "--no-report", "--arms", "vm,process", "--image", "busybox"),
-        *("--output", tmp_path / "run", "--", "sleep", "1"),
-    )
+    run = faults.Harness(*faults.comparison(tmp_path, ("vm", "process"), sleep_s=1.0))
 
     def qemu() -> list[int]:
         return [pid for pid, line in run.processes().items() if "/qemu-system" in line]

@@ -102,6 +102,15 @@ def test_what_kept_trials_from_settling_is_named() -> None:
     assert set(CONDITIONS) == set(LIMITS), "every condition has a name there"
 
 
+def test_trials_without_a_gap_are_told() -> None:
+    """Nobody looked whether the host had settled: that is said, not passed over."""
+    record = run()
+    record["plan"]["gap"] = "none"
+    (finding,) = from_run(record, [])
+    assert (finding.code, finding.level) == ("no-gap", "warning")
+    assert "not separated by a settled host" in finding.message
+
+
 def test_settings_that_were_changed_are_told() -> None:
     """Whether for this run or before it, and which."""
     kept = {"settings": ["thp", "irq"], "measured_cpus": [3], "for_this_run": True}

@@ -175,5 +175,6 @@ def test_every_arm_starts_as_the_plan_says(
     assert measuring.measure(made, run, run_store, OPTIONS, compare.finish) == 0
     trials = store.load(tmp_path / "run").trials
     assert [trial["outcome"] for trial in trials] == ["ok"] * 6, [t["error"] for t in trials]
+    assert all("settle_flagged" in trial["disturbances"] for trial in trials), "by default"
     found = {trial["disturbances"]["image_resident"] for trial in trials}
     assert found == {0.0 if state is PageCache.COLD else 1.0}

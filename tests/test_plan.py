@@ -9,10 +9,11 @@ from pathlib import Path
 import faults
 import pytest
 
-from bench import arms, plan, plan_file, plan_text
+from bench import arms, plan, plan_file, plan_text, registration
 from bench.errors import BadInput
 from bench.model import (
     Better,
+    Gap,
     Limits,
     MemoryBasis,
     MetricRule,
@@ -121,6 +122,7 @@ EVERY_KEY = Plan(
     margins={"rate": 0.5, "startup_ready": 0.2},
     invalidation={"steal_cpus": 0.5},
     page_cache=PageCache.COLD,
+    gap=Gap.NONE,
 )  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def test_every_key_survives_being_written(tmp_path: Path) -> None:
     assert plan_file.from_toml(write(tmp_path, plan_text.toml(plain))) == plain
 
 
-@pytest.mark.parametrize("keys", ["", 'page_cache = "cold"\n'])
+@pytest.mark.parametrize("keys", ["", 'page_cache = "cold"\n', 'gap = "none"\n'])
 def test_a_stored_plan_comes_back_equal(tmp_path: Path, keys: str) -> None:
     """What run.json holds is enough to resume with exactly the same plan."""
     made = plan_file.from_toml(write(tmp_path, keys + GOOD))
@@ -304,8 +306,25 @@ def test_an_arm_that_is_never_cold_is_refused_with_its_reason(tmp_path: Path, ar
     assert made.fairness()["page_cache"].startswith("cold: ")
 
 
-def test_a_calibration_is_never_cold(tmp_path: Path) -> None:
-    """It measures warm starts, and says so to a plan that wants others."""
-    path = write(tmp_path, 'page_cache = "cold"\n' + GOOD)
-    done = faults.hvct("calibrate", "--plan", path, "--dry-run")
-    done.says(2, "a calibration is of warm starts", "warm")
+def test_without_a_gap_the_rule_in_force_says_so(tmp_path: Path) -> None:
+    """By default trials are kept apart; the plan's other choice is a rule, and another digest."""
+    apart, close = (plan_file.from_toml(write(tmp_path, k + GOOD)) for k in ("", 'gap = "none"\n'))
+    assert "until the host is quiet" in apart.fairness()["gap"]
+    assert close.fairness()["gap"].startswith("none: ")
+    fixed = [registration.settings({"plan": jsonable(made)}) for made in (apart, close)]
+    assert registration.digest(fixed[0]) != registration.digest(fixed[1])
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "remedy"),
+    [
+        ('page_cache = "cold"\n', "a calibration is of warm starts", "warm"),
+        ('gap = "none"\n', "on a host that has settled", "quiet"),
+    ],
+)
+def test_a_calibration_is_of_warm_starts_on_a_settled_host(
+    tmp_path: Path, key: str, said: str, remedy: str
+) -> None:
+    """It says so to a plan that wants others."""
+    done = faults.hvct("calibrate", "--plan", write(tmp_path, key + GOOD), "--dry-run")
+    done.says(2, said, remedy)

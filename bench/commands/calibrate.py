@@ -27,7 +27,7 @@ from bench.commands.plans import (
 from bench.commands.rights import need_root
 from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput
-from bench.model import PageCache, Scale
+from bench.model import Gap, PageCache, Scale
 from bench.numbers import format_percent, format_value
 from bench.plan import Plan, default_primary
 from bench.stats.noise import SIZES, Noise
@@ -70,6 +70,11 @@ def make_plan(options: argparse.Namespace) -> Plan:
     made, names = planned(options), named_arms(options)
     if made is not None and made.page_cache is PageCache.COLD:
         raise BadInput("a calibration is of warm starts", 'give it a plan with page_cache = "warm"')
+    if made is not None and made.gap is Gap.NONE:
+        raise BadInput(
+            "a calibration is of trials on a host that has settled",
+            'give it a plan with gap = "quiet"',
+        )
     chosen = made.workloads if made else named_work(options)[1]
     names = names or (made.arms if made else DEFAULT_ARMS)
     blocks = DEFAULT_BLOCKS if options.blocks is None else options.blocks

@@ -22,7 +22,7 @@ from bench.commands.tune import tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
-from bench.model import Outcome, PageCache
+from bench.model import Gap, Outcome, PageCache
 from bench.owner import handed_over
 from bench.plan import Plan
 from bench.schedule import Slot
@@ -81,8 +81,9 @@ def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> 
         "receipts": [],
         "descriptions": {},
     }
-    # What a calibration measures is warm starts.
-    if chosen.experiment != schedule.AGAINST_ITSELF and chosen.page_cache is PageCache.WARM:
+    # What a calibration measures is warm starts on a host that has settled.
+    like_it = chosen.page_cache is PageCache.WARM and chosen.gap is Gap.QUIET
+    if chosen.experiment != schedule.AGAINST_ITSELF and like_it:
         run["calibration"] = calibration.floors(
             run["host"],
             run["plan"]["workloads"],
