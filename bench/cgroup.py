@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from bench import cgroup_tree as tree
@@ -101,10 +102,15 @@ class Cgroup:
             raise
         return group
 
+    @cached_property
+    def _places(self) -> dict[Path, Path]:
+        """Mount of a hierarchy → its directory there; once, because paths are slow to make."""
+        return {mount: Path(mount, OURS, self.tag, self.name) for mount in self.where.mounts}
+
     @property
     def directories(self) -> tuple[Path, ...]:
         """Its directory in every hierarchy."""
-        return tuple(mount / OURS / self.tag / self.name for mount in self.where.mounts)
+        return tuple(self._places.values())
 
     def directory(self, controller: str) -> Path:
         """Its directory in the hierarchy of one controller.
@@ -114,7 +120,7 @@ class Cgroup:
         """
         if controller not in self.where.controllers:
             raise HostCannot(f"this kernel offers no {controller} cgroup controller")
-        return self.where.controllers[controller] / OURS / self.tag / self.name
+        return self._places[self.where.controllers[controller]]
 
     def _settings(self) -> Iterator[tuple[Path, str]]:
         """The writes that put the limits in force, in an order the kernel accepts."""
@@ -155,7 +161,7 @@ class Cgroup:
         """Its directory in the unified hierarchy, for CLONE_INTO_CGROUP; None without one."""
         two = self.where.version == 2
         mount = self.where.mounts[0] if two else self.where.unified
-        return mount / OURS / self.tag / self.name if mount else None
+        return self._places[mount] if mount else None
 
     def join_files(self, *, born: bool = False) -> tuple[Path, ...]:
         """Where a process that has one thread writes ``0`` in order to join.
@@ -226,8 +232,7 @@ class Cgroup:
             )
         total_s = int(self._read(self.directory("cpuacct") / "cpuacct.usage")) / 1e9
         if self.where.unified is not None:
-            twin = self.where.unified / OURS / self.tag / self.name / "cpu.stat"
-            stat = self._read_pairs(twin)
+            stat = self._read_pairs(self._places[self.where.unified] / "cpu.stat")
             user, system = stat["user_usec"], stat["system_usec"]
         else:
             stat = self._read_pairs(self.directory("cpuacct") / "cpuacct.stat")
@@ -301,7 +306,7 @@ class Cgroup:
         if home is not None:
             for resource in ("cpu", "memory", "io"):
                 with contextlib.suppress(HvctError, ValueError, IndexError):  # PSI may be off
-                    text = read_text(home / OURS / self.tag / self.name / f"{resource}.pressure")
+                    text = read_text(self._places[home] / f"{resource}.pressure")
                     stalled[resource] = int(text.split("total=")[1].split()[0]) / 1e6
         return stalled
 
