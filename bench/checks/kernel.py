@@ -27,7 +27,7 @@ def has(tree: Tree, name: str) -> bool:
         return True
     # A kernel without modules lists nothing: its symbols tell.
     symbol = {"bridge": "br_add_bridge", "veth": "veth_newlink"}.get(name)
-    return symbol is not None and f" {symbol}" in (tree.text("/proc/kallsyms") or "")
+    return symbol is not None and tree.has("/proc/kallsyms", f" {symbol}")
 
 
 def lacks(name: str) -> Callable[[Tree], str | None]:

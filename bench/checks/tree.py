@@ -43,6 +43,14 @@ class Tree:
         except OSError:
             return None
 
+    def has(self, name: str, text: str) -> bool:
+        """Whether one of its lines contains this; of a long file no more than a line is held."""
+        try:
+            with self.path(name).open(errors="replace") as lines:
+                return any(text in line for line in lines)
+        except OSError:
+            return False
+
     def link(self, name: str) -> str | None:
         """Where a symbolic link points to."""
         try:
