@@ -497,34 +497,39 @@ def _qemu_zombies() -> list[int]:
     return found
 
 
-def lend_user(folder: str) -> None:
-    """Give this process, and no other, a user and group that libvirt insists on finding.
+def furnish(folder: str) -> None:
+    """Give this process, and no other, what libvirt's embedded driver is better off with.
 
-    The embedded driver looks up the user the distribution runs QEMU as, before it reads
-    that we name another. Where the daemon's package is not installed there is none; rather
-    than add one to the host, copies of passwd and group are mounted over the real ones in
-    a mount namespace of our own. It ends with us.
+    All of it is in a mount namespace of our own, and ends with us:
+
+    - a file system in memory for what it keeps of running domains: it syncs those files to the
+      disk ten times a start, and a ``/run`` on a disk makes that 12 ms on a quiet host;
+    - the user and group the distribution runs QEMU as. The driver looks them up before it reads
+      that we name another. Where the daemon's package is not installed there are none; rather
+      than add them to the host, copies of passwd and group are mounted over the real ones.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    missing = [
-        (path, line)
-        for path, line, known in (
-            ("/etc/passwd", f"{QEMU_USER}:x:64055:64055::/nonexistent:/bin/false\n", _has_user()),
-            ("/etc/group", f"{QEMU_USER}:x:64055:\n", _has_group()),
-        )
-        if not known
-    ]
-    if not missing or os.geteuid() != 0:
+    if os.geteuid() != 0:
         return
     if libc.unshare(CLONE_NEWNS) != 0:
+        if _has_user() and _has_group():
+            return  # slower, no more
         raise OSError(ctypes.get_errno(), "unshare")
     # Mounts the harness makes later are to be seen here, ours are not to be seen there.
     _mount(libc, "none", "/", MS_SLAVE | MS_REC)
-    for path, line in missing:
-        copy = os.path.join(folder, os.path.basename(path))
-        with open(path) as source, open(copy, "w") as target:
-            target.write(source.read() + line)
-        _mount(libc, copy, path, MS_BIND)
+    for name in ("lib", "log", "run"):
+        kept = os.path.join(folder, name)
+        os.mkdir(kept)
+        _mount(libc, "hvct", kept, 0, "tmpfs")
+    for path, line, known in (
+        ("/etc/passwd", f"{QEMU_USER}:x:64055:64055::/nonexistent:/bin/false\n", _has_user()),
+        ("/etc/group", f"{QEMU_USER}:x:64055:\n", _has_group()),
+    ):
+        if not known:
+            copy = os.path.join(folder, os.path.basename(path))
+            with open(path) as source, open(copy, "w") as target:
+                target.write(source.read() + line)
+            _mount(libc, copy, path, MS_BIND)
 
 
 def _has_user() -> bool:
@@ -539,8 +544,9 @@ def _has_group() -> bool:
     return False
 
 
-def _mount(libc: ctypes.CDLL, source: str, target: str, flags: int) -> None:
-    if libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None) != 0:
+def _mount(libc: ctypes.CDLL, source: str, target: str, flags: int, kind: str = "none") -> None:
+    words = source.encode(), target.encode(), kind.encode()
+    if libc.mount(*words, ctypes.c_ulong(flags), None) != 0:
         raise OSError(ctypes.get_errno(), f"mount {source} {target}")
 
 
@@ -563,7 +569,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the harness ends it, by closing
     if options.root:
-        lend_user(options.root)
+        furnish(options.root)
     worker = Worker(options.uri, options.control)
     awake, wake = socket.socketpair()
     awake.setblocking(False)
