@@ -55,7 +55,7 @@ class DomainLink:
     wire: socket.socket
     accepted_ns: int | None = None
     spawned_ns: int | None = None
-    created_ns: int | None = None
+    resumed_ns: int | None = None
     ended_ns: int | None = None
     pid: int = 0
     pidfd: int = -1
@@ -103,8 +103,8 @@ class DomainLink:
             self.channel = socket.socket(fileno=descriptors[0])
             with contextlib.suppress(ProcessLookupError):
                 self.pidfd = os.pidfd_open(self.pid)
-        elif event == "created":
-            self.created_ns = message["ns"]
+        elif event == "resumed":
+            self.resumed_ns = message["ns"]
         elif event == "failed":
             self.failure = message["message"]
         elif event == "ended":

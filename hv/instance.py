@@ -106,12 +106,12 @@ class VmInstance(AgentInstance):
         return session
 
     def _resumed(self, deadline_ns: int) -> bool:
-        """Whether libvirt has restored the guest."""
+        """Whether the restored guest runs."""
         link = self.link
-        link.await_that(lambda: link.created_ns is not None or bool(link.failure), deadline_ns)
-        if link.failure or (link.created_ns is None and link.over):
+        link.await_that(lambda: link.resumed_ns is not None or bool(link.failure), deadline_ns)
+        if link.failure or (link.resumed_ns is None and link.over):
             raise self._explain(LaunchFailed("the virtual machine was not restored"))
-        return link.created_ns is not None
+        return link.resumed_ns is not None
 
     def _open(self, deadline_ns: int) -> AgentSession | None:
         link = self.link

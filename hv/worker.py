@@ -14,7 +14,7 @@ but so much taken from it (or given back), or ``save PATH``, which ends the doma
 means: kill it.
 
 to the harness, per instance: ``accepted`` {ns}; ``spawned`` {ns, pid} with the channel's
-descriptor; ``created`` {ns}; ``failed`` {message}; ``disk`` {ns, flush_operations, wr_bytes,
+descriptor; ``resumed`` {ns}; ``failed`` {message}; ``disk`` {ns, flush_operations, wr_bytes,
 rd_bytes}; ``memory`` {ns, actual, usable: KiB} and ``balloon`` {ns, actual: KiB}, or either with
 {message} where it cannot be; ``saved`` {ns, xml}; ``ended`` {ns, status, user_s, system_s,
 max_rss_kib}; ``forgotten`` {ns}, always the last.
@@ -182,13 +182,11 @@ class Worker:
             text = _text_of(error)
             self._post(lambda: self._create_failed(domain, text))
         else:
-            stamp = time.monotonic_ns()
-            self._post(lambda: self._created(domain, handle, stamp))
+            self._post(lambda: self._created(domain, handle))
 
-    def _created(self, domain: Domain, handle: libvirt.virDomain, stamp: int) -> None:
+    def _created(self, domain: Domain, handle: libvirt.virDomain) -> None:
         domain.handle = handle
         domain.creating = False
-        self._send(domain.wire, {"event": "created", "ns": stamp})
         if domain.stopped:
             self._forgotten(domain)
         elif domain.kill_wanted:
@@ -343,9 +341,18 @@ class Worker:
     def _on_lifecycle(
         self, _connection: object, handle: libvirt.virDomain, event: int, *_: object
     ) -> None:
+        name = handle.name()
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            name = handle.name()
             self._post(lambda: self._stopped(name))
+        elif event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
+            stamp = time.monotonic_ns()
+            self._post(lambda: self._resumed(name, stamp))
+
+    def _resumed(self, name: str, stamp: int) -> None:
+        """It runs, some milliseconds before the call that had it restored returns."""
+        domain = self.domains.get(name)
+        if domain is not None:
+            self._send(domain.wire, {"event": "resumed", "ns": stamp})
 
     def _stopped(self, name: str) -> None:
         domain = self.domains.get(name)

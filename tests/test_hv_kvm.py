@@ -84,7 +84,7 @@ def test_a_kvm_domain_runs_and_ends(connection: Connection) -> None:
     link = connection.start(plan.name, xml, plan.channel)
     try:
         deadline_ns = time.monotonic_ns() + LIMIT_NS
-        assert link.await_that(lambda: bool(link.created_ns or link.failure), deadline_ns)
+        assert link.await_that(lambda: bool(link.resumed_ns or link.failure), deadline_ns)
         assert not link.failure, link.failure
         argv = Path(f"/proc/{link.pid}/cmdline").read_bytes().split(b"\0")
         assert b"kvm" in argv[argv.index(b"-accel") + 1]

@@ -304,7 +304,7 @@ def test_three_restores_overlap(
             one.link.receive()
         assert len({one.link.name for one in running}) == 3
         begun = [one.link.accepted_ns or 0 for one in running]
-        done = [one.link.created_ns or 0 for one in running]
+        done = [one.link.resumed_ns or 0 for one in running]
         assert max(begun) < min(done)
     finally:
         for one in running:
