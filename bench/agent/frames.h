@@ -109,8 +109,8 @@ struct run {
     size_t seccomp_bytes;
     struct guest {
         bool wanted;
-        const char **modules, **masked, **read_only, *root, *scratch, *address, *mac, *neighbour,
-            *thp;
+        char **modules, **masked, **read_only;
+        const char *root, *scratch, *address, *mac, *neighbour, *thp;
         uint64_t writable_bytes, writable_inodes, shm_bytes, pids;
     } guest;
 };
@@ -127,7 +127,8 @@ extern struct failure {
 } failure;
 int fail(const char *step, const char *subject);
 
-/* What the child leaves for the agent: its receipt, its last stamp, or why it failed. */
+/* What the child leaves in memory it shares with the agent: its receipt, its last stamp, or why it
+ * failed. */
 struct shared {
     uint64_t started_ns;
     struct failure failure;
@@ -176,15 +177,19 @@ extern const char *const rlimit_names[RLIM_NLIMITS];
 void receipt_gather(struct record *out, const struct run *run, const char *program);
 bool read_text(const char *path, char *buffer, size_t size);
 
-/* Virtual machine only: what every guest has (guest.c), what is its own (identity.c). */
+/* Virtual machine only: what every guest has (guest.c), what is its own (identity.c), its processes
+ * (birth.c). */
+extern int guest_cgroup; /* the workload's, for guest.pids; -1: none */
 int guest_open_channel(void);
 int guest_prepare(const struct guest *guest);
-int guest_write(const char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int guest_create(const char *path);
 pid_t guest_fork(void);
+pid_t guest_vfork(void (*run)(void));
 _Noreturn void guest_power_off(void);
 int guest_loopback(void);
 int guest_own(const struct run *run);
-int guest_name(const struct run *run);
+int guest_open_names(void);
+void guest_clear_free(void);
 int guest_wake(uint64_t realtime_ns, const unsigned char *seed, size_t size);
 
 static inline uint64_t stamp(clockid_t clock) {

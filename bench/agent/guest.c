@@ -16,16 +16,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define PORT_NAME "org.hvct.agent"
 
-static int cgroup = -1; /* the workload's, for guest.pids */
+enum { KEPT_FREE_BYTES = 16 << 20 }; /* so that the kernel takes no page of the image for it */
 
 /* Before there is a channel, the kernel's log is the only place that is seen. */
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
@@ -253,11 +255,17 @@ static int mount_scratch(const char *device) {
     return 0;
 }
 
-int guest_write(const char *path, const char *format, ...) {
+int guest_create(const char *path) {
     int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK; /* not to wait at a named pipe */
     int fd = open_inside(path, flags, RESOLVE_NO_SYMLINKS);
     if (fd < 0 && errno == ELOOP)
         fd = open_inside(path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_XDEV);
+    return fd;
+}
+
+__attribute__((format(printf, 2, 3))) static int guest_write(const char *path, const char *format,
+                                                             ...) {
+    int fd = guest_create(path);
     va_list values;
     va_start(values, format);
     int size = fd < 0 ? -1 : vdprintf(fd, format, values);
@@ -275,21 +283,8 @@ static int limit_pids(uint64_t pids) {
     if (guest_write("/cgroup/cgroup.subtree_control", "+pids") ||
         guest_write("/cgroup/workload/pids.max", "%llu", (unsigned long long)pids))
         return fail("guest.pids", "pids.max");
-    cgroup = open("/cgroup/workload", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return cgroup < 0 ? fail("guest.pids", "open") : 0;
-}
-
-/* A child that is born in its cgroup: moving it there would wait for an RCU grace period. */
-pid_t guest_fork(void) {
-    struct {
-        uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
-            set_tid_size, cgroup;
-    } args = {.exit_signal = SIGCHLD};
-    if (cgroup < 0)
-        return fork();
-    args.flags = 1ull << 33; /* CLONE_INTO_CGROUP */
-    args.cgroup = (uint64_t)cgroup;
-    return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    guest_cgroup = open("/cgroup/workload", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return guest_cgroup < 0 ? fail("guest.pids", "open") : 0;
 }
 
 static int switch_root(void) {
@@ -302,12 +297,12 @@ static int switch_root(void) {
 static int confine(const struct guest *guest) {
     const unsigned long safe = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
     struct stat info;
-    for (const char **path = guest->masked; *path; path++)
+    for (char **path = guest->masked; *path; path++)
         if (stat(*path, &info) == 0 &&
             (S_ISDIR(info.st_mode) ? mount("tmpfs", *path, "tmpfs", safe, "size=4k,nr_inodes=2")
                                    : mount("/dev/null", *path, NULL, MS_BIND, NULL)))
             return fail("guest.mask", *path);
-    for (const char **path = guest->read_only; *path; path++)
+    for (char **path = guest->read_only; *path; path++)
         if (stat(*path, &info) == 0 &&
             (mount(*path, *path, NULL, MS_BIND, NULL) ||
              mount(NULL, *path, NULL, MS_BIND | MS_REMOUNT | safe, NULL)))
@@ -323,12 +318,25 @@ static int set_huge_pages(const char *mode) {
     return 0;
 }
 
+/* What nobody uses is zeroed, by taking it and giving it back: a page of zeros is not in the file
+ * of a saved guest, and need not be read at each restore. */
+void guest_clear_free(void) {
+    struct sysinfo memory;
+    if (sysinfo(&memory) || memory.freeram * memory.mem_unit <= KEPT_FREE_BYTES)
+        return;
+    size_t size = memory.freeram * memory.mem_unit - KEPT_FREE_BYTES;
+    void *all =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (all != MAP_FAILED)
+        munmap(all, size);
+}
+
 int guest_prepare(const struct guest *guest) {
     if (!guest->root)
         return errno = EINVAL, fail("guest.root", "no device was named");
     if (guest->thp && set_huge_pages(guest->thp))
         return -1;
-    for (const char **module = guest->modules; *module; module++)
+    for (char **module = guest->modules; *module; module++)
         if (load_module(*module))
             return fail("guest.module", *module);
     if (guest_loopback() || mount_root(guest) || mount_system(guest))

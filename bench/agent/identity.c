@@ -86,6 +86,8 @@ static int set_mac(int fd, const char *mac) {
 }
 
 static int set_network(const struct guest *guest) {
+    if (!guest->mac && !guest->address && !guest->neighbour)
+        return 0;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return fail("guest.network", "socket");
@@ -99,26 +101,36 @@ static int set_network(const struct guest *guest) {
     return 0;
 }
 
-/* After the switch, so that links in the image lead where the image means. A guest to be saved has
- * the files already, under no name: copying up a folder of the image is a third of what is left. */
-int guest_name(const struct run *run) {
-    const char *name = run->hostname ? run->hostname : "localhost";
-    const char *address = run->guest.address;
-    if (sethostname(name, strlen(name)))
-        return fail("hostname", name);
+static int hosts = -1, machine_id = -1; /* the files, before they have a name in them */
+
+/* After the switch, so that links in the image lead where the image means. Before a guest is
+ * saved: copying up a folder of the image is a third of what is left. */
+int guest_open_names(void) {
     mkdir("/etc", 0755);
-    if (guest_write("/etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n%.*s\t%s\n",
-                    address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.1.1",
-                    name))
+    if ((hosts = guest_create("/etc/hosts")) < 0)
         return fail("guest.hosts", "/etc/hosts");
-    if (run->machine_id && guest_write("/etc/machine-id", "%s\n", run->machine_id))
+    if ((machine_id = guest_create("/etc/machine-id")) < 0)
         return fail("guest.machine_id", "/etc/machine-id");
     return 0;
 }
 
-int guest_own(const struct run *run) {
-    return set_network(&run->guest) || guest_name(run) ? -1 : 0;
+static int set_names(const struct run *run) {
+    const char *name = run->hostname ? run->hostname : "localhost";
+    const char *address = run->guest.address;
+    if (sethostname(name, strlen(name)))
+        return fail("hostname", name);
+    if (dprintf(hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost\n%.*s\t%s\n",
+                address ? (int)strcspn(address, "/") : 9, address ? address : "127.0.1.1",
+                name) < 0)
+        return fail("guest.hosts", "/etc/hosts");
+    if (run->machine_id && dprintf(machine_id, "%s\n", run->machine_id) < 0)
+        return fail("guest.machine_id", "/etc/machine-id");
+    close_fd(&hosts);
+    close_fd(&machine_id);
+    return 0;
 }
+
+int guest_own(const struct run *run) { return set_network(&run->guest) || set_names(run) ? -1 : 0; }
 
 /* A saved clock stands where it stood: the host tells what time it is. And all that are restored
  * from one file have the same generator: from here on each has its own. */

@@ -122,45 +122,56 @@ static bool parse_pair(struct run *run, const char *key, char *value, bool *know
     return true;
 }
 
-/* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. */
+/* The values of a key that may come many times, in order and up to a NULL, into what `at` has left.
+ */
+static char **list(const char *key, char *data, size_t length, char ***at) {
+    char **first = *at;
+    size_t size = strlen(key);
+    for (char *text = data; text < data + length; text += strlen(text) + 1)
+        if (!strncmp(text, key, size) && text[size] == '=')
+            *(*at)++ = text + size + 1;
+    *(*at)++ = NULL;
+    return first;
+}
+
+/* Fill `run` from a record that is valid; the result is NULL or what is wrong with it. The lists
+ * have one static place, since there is one RUN (a PREPARE is over by then): a restored guest's
+ * first allocation runs so much of its kernel for the first time that an emulator needs 20 ms. */
 const char *run_parse(struct run *run, char *data, size_t length, bool guest_only) {
-    size_t parts = 0, args = 0, envs = 0, modules = 0, masked = 0, read_only = 0;
-    for (size_t i = 0; i < length; i++)
-        parts += data[i] == 0;
+    static char *values[FRAME_MAX / sizeof "arg=" + 5];
+    struct {
+        const char *key;
+        char ***values;
+    } const lists[] = {
+        {"arg", &run->argv},
+        {"env", &run->env},
+        {"guest.module", &run->guest.modules},
+        {"guest.mask", &run->guest.masked},
+        {"guest.read_only", &run->guest.read_only},
+    };
+    enum { LISTS = sizeof lists / sizeof *lists };
+    char **at = values;
     *run = (struct run){.cwd = "/", .umask = 022, .output_limit = UINT64_MAX};
-    run->argv = calloc(parts + 1, sizeof *run->argv);
-    run->env = calloc(parts + 1, sizeof *run->env);
-    run->guest.modules = calloc(parts + 1, sizeof *run->guest.modules);
-    run->guest.masked = calloc(parts + 1, sizeof *run->guest.masked);
-    run->guest.read_only = calloc(parts + 1, sizeof *run->guest.read_only);
-    if (!run->argv || !run->env || !run->guest.modules || !run->guest.masked ||
-        !run->guest.read_only)
-        return "out of memory";
+    for (size_t i = 0; i < LISTS; i++)
+        *lists[i].values = list(lists[i].key, data, length, &at);
     for (char *key = data; key < data + length;) {
         char *value = strchr(key, '=');
         *value++ = 0;
         char *next = value + strlen(value) + 1;
         bool known = true;
+        size_t which = 0;
         if (!strncmp(key, "guest.", 6))
             run->guest.wanted = true;
         else if (guest_only)
             return key;
-        if (!strcmp(key, "arg"))
-            run->argv[args++] = value;
-        else if (!strcmp(key, "env"))
-            run->env[envs++] = value;
-        else if (!strcmp(key, "guest.module"))
-            run->guest.modules[modules++] = value;
-        else if (!strcmp(key, "guest.mask"))
-            run->guest.masked[masked++] = value;
-        else if (!strcmp(key, "guest.read_only"))
-            run->guest.read_only[read_only++] = value;
-        else if (!parse_pair(run, key, value, &known) || !known)
+        while (which < LISTS && strcmp(key, lists[which].key))
+            which++;
+        if (which == LISTS && (!parse_pair(run, key, value, &known) || !known))
             return key;
         key = next;
     }
     run->stream |= run->tty; /* a terminal that answers after the exit is none */
     if (run->cwd[0] != '/')
         return "cwd";
-    return args || guest_only ? NULL : "arg";
+    return *run->argv || guest_only ? NULL : "arg";
 }

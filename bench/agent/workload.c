@@ -21,11 +21,14 @@ struct stream {
     uint64_t kept, dropped;
 };
 
+/* The workload's child has it in common with us until its exec. */
+static struct shared shared;
+
 static struct {
     enum { NONE, RUNNING, DRAINING, SHIPPING, OVER } state;
     struct run run;
     pid_t pid;
-    struct shared *shared;
+    struct stdio stdio;
     int report; /* until the exec: the child's report pipe */
     struct stream streams[2];
     int input; /* -1: closed */
@@ -111,26 +114,36 @@ static int open_stdio(struct stdio *stdio) {
     return stdio->out < 0 || stdio->err < 0 ? fail("stdio", "pipe") : 0;
 }
 
+static void become_workload(void) { child(&work.run, work.stdio, &shared); }
+
+/* vfork: no page table is copied and none of our pages is touched twice, a tenth of a millisecond,
+ * and in an emulated guest twenty. The child writes nothing of ours but `failure` and `shared`, and
+ * we have nothing to do until its exec. A guest's is born in a control group. */
+static pid_t start_child(void) {
+    if (agent.virtual_machine)
+        return guest_vfork(become_workload);
+    pid_t pid = vfork();
+    if (pid == 0)
+        become_workload();
+    return pid;
+}
+
 static int start(void) {
     struct stdio stdio = {-1, -1, -1};
     int ends[2];
     if (agent.virtual_machine) {
-        if ((!work.prepared && guest_prepare(&work.run.guest)) || guest_own(&work.run))
+        if (!work.prepared && (guest_prepare(&work.run.guest) || guest_open_names()))
+            return -1;
+        if (guest_own(&work.run))
             return -1;
         send_event("mounted", stamp(CLOCK_MONOTONIC));
     }
-    work.shared =
-        mmap(NULL, sizeof *work.shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (work.shared == MAP_FAILED || pipe2(ends, O_CLOEXEC))
+    if (pipe2(ends, O_CLOEXEC))
         return fail("fork", "");
     if (open_stdio(&stdio))
         return -1;
-    /* vfork: no page table is copied and none of our pages is touched twice, a tenth of a
-     * millisecond. The child writes nothing of ours but `failure` and what is shared, and we have
-     * nothing to do until its exec. A guest's is born in a control group. */
-    if ((work.pid = agent.virtual_machine ? guest_fork() : vfork()) == 0)
-        child(&work.run, stdio, work.shared);
-    if (work.pid < 0)
+    work.stdio = stdio;
+    if ((work.pid = start_child()) < 0)
         return fail("fork", "");
     work.report = ends[0];
     work.state = RUNNING;
@@ -156,15 +169,15 @@ static void close_workload(void) {
 /* The pipe closed: at the exec, or because there was none. */
 static void exec_result(void) {
     close_fd(&work.report);
-    if (!work.shared->failure.step && work.shared->started_ns) {
+    if (!shared.failure.step && shared.started_ns) {
         work.started = true;
-        send_event("started", work.shared->started_ns);
+        send_event("started", shared.started_ns);
         port_watch();
     } else {
         errno = ECHILD;
         fail("exec", "killed before its exec");
-        if (work.shared->failure.step)
-            failure = work.shared->failure;
+        if (shared.failure.step)
+            failure = shared.failure;
         send_failure();
         close_workload();
     }
@@ -212,15 +225,15 @@ static void send_exit(void) {
 
 /* The receipt in pieces cut between its strings; true when all of it is on its way. */
 static bool send_receipt(void) {
-    const char *text = work.shared->receipt;
-    while (work.receipt_sent < work.shared->length && channel_room()) {
-        size_t size = 0, left = work.shared->length - work.receipt_sent;
+    const char *text = shared.receipt;
+    while (work.receipt_sent < shared.length && channel_room()) {
+        size_t size = 0, left = shared.length - work.receipt_sent;
         while (size < left && size < CHUNK)
             size += strlen(text + work.receipt_sent + size) + 1;
         frame(RECEIPT, text + work.receipt_sent, size);
         work.receipt_sent += size;
     }
-    return work.receipt_sent == work.shared->length;
+    return work.receipt_sent == shared.length;
 }
 
 static void send_counts(void) {
@@ -301,13 +314,11 @@ void workload_stdin(const char *data, size_t length) {
 
 /* A RUN or PREPARE as a struct; false where it is none, which has been said. */
 static bool parse(struct run *run, const char *kind, const char *data, size_t length) {
+    static char copy[FRAME_MAX]; /* what the struct points into */
     bool prepare = !strcmp(kind, "PREPARE");
-    char *copy = malloc(length + 1), what[128];
-    const char *wrong = "out of memory";
-    if (copy) {
-        memcpy(copy, data, length);
-        wrong = run_parse(run, copy, length, prepare);
-    }
+    char what[128];
+    memcpy(copy, data, length);
+    const char *wrong = run_parse(run, copy, length, prepare);
     if (!wrong && run->guest.wanted > agent.virtual_machine)
         wrong = "guest keys outside a VM";
     if (!wrong && !prepare && work.prepared && run->guest.root)
@@ -328,12 +339,12 @@ void workload_prepare(const char *data, size_t length) {
     }
     if (!parse(&run, "PREPARE", data, length))
         return;
-    run.machine_id = ""; /* the file is there, the name comes later */
-    if (guest_prepare(&run.guest) || guest_name(&run)) {
+    if (guest_prepare(&run.guest) || guest_open_names()) {
         send_failure();
         close_workload();
         return;
     }
+    guest_clear_free();
     work.prepared = true;
     send_event("prepared", stamp(CLOCK_MONOTONIC));
 }
