@@ -50,6 +50,7 @@ def test_worker_and_launcher_killed(tmp_path: Path) -> None:
     """SIGKILL to the worker, then to the launchers: said in the trials, replaced, none left."""
     directory = tmp_path / "run"
     before = faults.traces()
+    faults.await_turn()
     run = faults.Harness(*faults.comparison(tmp_path, BOTH, sleep_s=1.0))
 
     def count() -> int:
