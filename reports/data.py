@@ -32,7 +32,7 @@ TEXT_LIMIT = 2000
 """Characters of one stored text (an error, a reason) that a report repeats."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # frames have no equality; a run is itself
 class Run:
     """One run as read back.
 

@@ -12,7 +12,7 @@ from bench.numbers import RATIO_UNIT, format_p, format_value
 from bench.stats import drift
 from bench.stats.family import compare_family
 from bench.stats.holm import holm
-from bench.stats.pairs import PairedSeries, effects
+from bench.stats.pairs import PairedSeries
 from bench.stats.planning import ALPHA
 from bench.stats.sentences import effect_text
 from bench.stats.verdict import Comparison
@@ -125,7 +125,7 @@ def _look(
 ) -> Iterator[_Looked]:
     title = f"{series.title or series.metric} of {series.workload}"
     ratio = series.scale is Scale.RATIO
-    pairs = effects(series)
+    pairs = series.effects
     known = [
         (block, value)
         for block, value in zip(pairs.blocks, pairs.low.tolist(), strict=True)

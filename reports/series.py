@@ -196,7 +196,8 @@ class Values:
         if not self.waits(group.metric):
             return {block: values[block] for block in sorted(values)}
         ended = self.outcomes.get((group.workload, arm), {})
-        late = {b for b, outcome in ended.items() if outcome == Outcome.TIMEOUT.value}
+        timeout = Outcome.TIMEOUT.value
+        late = {b for b, outcome in ended.items() if outcome == timeout}
         blocks = sorted({*values, *late})
         return {block: values.get(block, math.inf) for block in blocks}
 
@@ -270,10 +271,11 @@ def _rows(
 
 def other_scale(series: PairedSeries) -> Effect | None:
     """The same effect on the scale that is not judged: a difference for a ratio, and back."""
+    ok = Outcome.OK.value
     complete = [
         (row[2], row[4])
         for row in series.values
-        if row[1] == row[3] == Outcome.OK.value and row[2] is not None and row[4] is not None
+        if row[1] == row[3] == ok and row[2] is not None and row[4] is not None
     ]
     if not complete:
         return None

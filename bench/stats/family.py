@@ -13,7 +13,7 @@ from bench.model import Better, Finding, Outcome, Scale
 from bench.stats import order, quantiles, signed_rank, two_sample
 from bench.stats.holm import holm
 from bench.stats.mcnemar import failure_p, group_failure_p
-from bench.stats.pairs import Design, Effects, Pair, PairedSeries, Test, effects
+from bench.stats.pairs import Design, Effects, Pair, PairedSeries, Test
 from bench.stats.planning import ALPHA, smallest_n
 from bench.stats.signed_rank import SignedRank
 from bench.stats.student import LEAST_RUNS, Student
@@ -52,7 +52,7 @@ def order_findings(pairs: Sequence[PairedSeries]) -> list[Finding]:
     """A Finding for each series whose paired differences remember their past."""
     found = []
     for series in pairs:
-        paired = effects(series)
+        paired = series.effects
         label = f"{series.title or series.metric} of {series.workload}, {series.arm}"
         known = paired.low[paired.low == paired.high]
         found.append(order.lag1_finding(f"{label} against {series.baseline}", known.tolist()))
@@ -108,7 +108,7 @@ class _Measured:
 
 
 def _measure(series: PairedSeries) -> _Measured:
-    paired = effects(series)
+    paired = series.effects
     ratio = series.scale is Scale.RATIO
     margin = math.log1p(series.margin) if ratio else series.margin
     floor = math.log1p(series.floor) if ratio else series.floor

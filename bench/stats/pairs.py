@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from operator import itemgetter, sub
 from typing import NamedTuple, Protocol
 
@@ -132,6 +133,15 @@ class PairedSeries:
         """Metric, workload, arm and baseline."""
         return (self.metric, self.workload, self.arm, self.baseline)
 
+    @cached_property
+    def effects(self) -> Effects:
+        """The series paired up, once for all that ask.
+
+        Raises:
+            BadInput: see `check`.
+        """
+        return effects(self)
+
     @property
     def ranks_timeouts(self) -> bool:
         """Whether a timeout is a very long value, rather than a missing one."""
@@ -232,7 +242,7 @@ def effects(series: PairedSeries) -> Effects:
         n_pairs = len(paired)
     counts, counts_base = Counter(outcomes), Counter(outcomes_base)
     absent, absent_base = counts[ABSENT], counts_base[ABSENT]
-    both = list(zip(outcomes, outcomes_base, strict=True))
+    both = Counter(zip(outcomes, outcomes_base, strict=True))
     return Effects(
         low=np.array([low for low, _ in paired], dtype=np.float64),
         high=np.array([high for _, high in paired], dtype=np.float64),
@@ -248,9 +258,13 @@ def effects(series: PairedSeries) -> Effects:
         n_lost_arm=arm.count(None) - absent,
         n_lost_baseline=base.count(None) - absent_base,
         n_timeouts=counts[Outcome.TIMEOUT] + counts_base[Outcome.TIMEOUT],
-        n_refused=sum(Outcome.REFUSED in pair for pair in both),
-        only_arm_failed=sum(a in _CUT_SHORT and b not in _CUT_SHORT for a, b in both),
-        only_baseline_failed=sum(b in _CUT_SHORT and a not in _CUT_SHORT for a, b in both),
+        n_refused=sum(n for pair, n in both.items() if Outcome.REFUSED in pair),
+        only_arm_failed=sum(
+            n for (a, b), n in both.items() if a in _CUT_SHORT and b not in _CUT_SHORT
+        ),
+        only_baseline_failed=sum(
+            n for (a, b), n in both.items() if b in _CUT_SHORT and a not in _CUT_SHORT
+        ),
         n_below=sum(ends is not None and ends[0] < ends[1] for ends in (*arm, *base)),
     )
 

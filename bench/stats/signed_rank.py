@@ -65,11 +65,14 @@ def signed_ranks(differences: Sequence[float] | Floats, shift: float = 0.0) -> N
     ranked = size[order]
     with np.errstate(invalid="ignore"):  # inf - inf
         tied = (ranked[1:] == ranked[:-1]) | (ranked[1:] - ranked[:-1] <= tolerance)
-    group = np.concatenate(([0], np.cumsum(~tied)))
-    members = np.bincount(group)
-    last = np.cumsum(members)
     doubled = np.empty(values.size, dtype=np.int64)
-    doubled[order] = (2 * last - members + 1)[group]
+    if tied.any():
+        group = np.concatenate(([0], np.cumsum(~tied)))
+        members = np.bincount(group)
+        last = np.cumsum(members)
+        doubled[order] = (2 * last - members + 1)[group]
+    else:  # the same, for the many probes of a long series
+        doubled[order] = np.arange(2, 2 * values.size + 2, 2)
     sign = np.where(size <= tolerance, 0, np.sign(shifted)).astype(np.int64)
     return sign * doubled
 
