@@ -44,7 +44,7 @@ def examine(capabilities: Sequence[Capability] = ()) -> list[Finding]:
         *leftovers(),
         *tuned(),
     ]
-    return worst_first(found)
+    return worst_first(list(dict.fromkeys(found)))  # arms of one backend are found the same
 
 
 def worst_first(found: Sequence[Finding]) -> list[Finding]:

@@ -1,7 +1,4 @@
-"""What a run's own data warn of: pure functions of ``run.json`` and the trials.
-
-Over 400 lines, so that all that can be said of a run is found in one list.
-"""
+"""What a run's own data warn of: pure functions of ``run.json`` and the trials."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from typing import Any
 
 from bench.arms import ARMS, pairs
 from bench.disturbances import UNMET
-from bench.identity import shown
 from bench.launch_limit import parallel_launch
-from bench.model import Finding, Gap, MemoryBasis, NetworkMode, PageCache
+from bench.model import Finding, Gap, MemoryBasis, PageCache
+from bench.receipt_findings import kernels, sizes_seen
 from bench.registration import deviations
 
 FLUSHES_APART = 8  # two kernels mount, and commit their journals, at other times
@@ -79,29 +76,6 @@ def tuned(run: Mapping[str, Any]) -> Iterator[Finding]:
         "every arm had them; on a host as it comes figures spread more, and may be others",
         "without --tune, and after hvct tune reset, it is as it comes",
     )
-
-
-def kernels(run: Mapping[str, Any]) -> Iterator[Finding]:
-    """A VM's kernel is another one than its baseline's."""
-    releases = {item["arm"]: item["receipt"].get("release") for item in run["receipts"]}
-    for arm, baseline in pairs(run["plan"]["arms"]):
-        own, other = releases.get(arm), releases.get(baseline)
-        if not own or not other or own == other:
-            continue
-        names = [
-            item["name"]
-            for item in run["plan"]["workloads"]
-            if item.get("network", NetworkMode.NONE) != NetworkMode.NONE
-        ]
-        network = f", on start-up of {', '.join(names)} (network)" if names else ""
-        yield Finding(
-            "guest-kernel-differs",
-            "warning",
-            f"{arm} runs Linux {shown(own)}, {baseline} Linux {shown(other)}",
-            f"on every memory row, on run times and CPU (system calls, disk){network}, the figures "
-            "mix kernel version and virtualisation",
-            "give both the same kernel: --kernel FILE",
-        )
 
 
 def deviating(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -181,22 +155,6 @@ def scratch_disks(run: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -
 def flushes_apart(own: float, other: float) -> bool:
     """Whether two arms' flushes are so unequal that their disk work does not compare."""
     return abs(own - other) > max(FLUSHES_APART, FLUSHES_PART * max(own, other))
-
-
-def sizes_seen(run: Mapping[str, Any]) -> Iterator[Finding]:
-    """A container sees the host's CPUs, a guest its own: programs that look may do other work."""
-    seen = {item["arm"]: item["receipt"].get("cpus_online") for item in run["receipts"]}
-    for arm, baseline in pairs(run["plan"]["arms"]):
-        own, other = seen.get(arm), seen.get(baseline)
-        if own and other and own != other:
-            yield Finding(
-                "cpus-seen-differ",
-                "info",
-                f"{arm} shows its workload CPUs {shown(own)}, {baseline} CPUs {shown(other)}",
-                "all may use equally many, but a program that starts a thread for each CPU it "
-                "sees starts more in one of them (the same goes for memory)",
-                "tell the workload its number of threads",
-            )
 
 
 def double_cache(run: Mapping[str, Any]) -> Iterator[Finding]:

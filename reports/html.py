@@ -91,6 +91,9 @@ def _page(data: ReportData, pictures: Pictures, *, for_print: bool) -> dict[str,
     half = (len(contents) + 1) // 2
     return {
         "title": data.title,
+        "together": first.id
+        if single
+        else f"{len(data.runs)} runs: " + wording.listing([run.id for run in data.runs]),
         "version": first.version,
         "date": first.ended or first.created,
         "print": for_print,

@@ -77,7 +77,9 @@ def findings(
          "remedy": f.remedy}
         for f in own
     ]  # fmt: skip
-    return tuple(sorted(made, key=lambda item: LEVELS.get(item["level"], 3)))
+    # Runs of earlier versions hold the same finding once for each arm of a backend.
+    once = {tuple(item.values()): item for item in made}.values()
+    return tuple(sorted(once, key=lambda item: LEVELS.get(item["level"], 3)))
 
 
 def identity(run: Run, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -85,12 +85,7 @@ def _build(
         for name in sorted(formats, key=lambda name: name == "pdf"):  # it is ready last
             _write(folder / FORMATS[name], getattr(makers, name.replace("-", "_")))
             hand_over(folder / FORMATS[name])
-    for run_dir, run in zip(run_dirs, runs, strict=True):
-        if nothing := wording.nothing_measured(run):
-            raise HvctError(
-                f"{run_dir}: {nothing}",
-                f"the report in {folder} says so too; hvct resume goes on with a run cut short",
-            )
+    _refuse_unmeasured(run_dirs, runs, f"the report in {folder} says so too; ")
     return {name: folder / FORMATS[name] for name in formats}
 
 
@@ -102,6 +97,26 @@ def as_json(run_dirs: Sequence[Path]) -> str:
     """
     with _uncollected():
         return export.as_json(_data(_read(run_dirs)))
+
+
+def write_json(run_dirs: Sequence[Path], write: Callable[[str], object]) -> None:
+    """Hand over the report's numbers as JSON text.
+
+    Raises:
+        BadInput: see `build`.
+        HvctError: it was handed over, but nothing was measured in a run.
+    """
+    with _uncollected():
+        runs = _read(run_dirs)
+        write(export.as_json(_data(runs)))
+    _refuse_unmeasured(run_dirs, runs)
+
+
+def _refuse_unmeasured(run_dirs: Sequence[Path], runs: Sequence[Run], written: str = "") -> None:
+    for run_dir, run in zip(run_dirs, runs, strict=True):
+        if nothing := wording.nothing_measured(run):
+            hint = f"{written}hvct resume goes on with a run cut short"
+            raise HvctError(f"{run_dir}: {nothing}", hint)
 
 
 def summary(run_dir: Path, *, accelerator: bool = True) -> RenderableType:

@@ -51,6 +51,23 @@ def test_another_kernel_is_told_with_the_rows_it_concerns() -> None:
     assert "memory" in finding.meaning and "redis" in finding.meaning
 
 
+def test_arms_that_are_alike_share_one_warning() -> None:
+    """One sentence names all that run the same other kernel; another kernel has its own."""
+    record = run()
+    arms = {"vm": "6.1.0", "vm:direct": "6.1.0", "vm:stock": "5.10", "container": "6.18.1"}
+    record["plan"]["arms"] = list(arms)
+    record["receipts"] = [
+        {"arm": arm, "workload": "redis", "receipt": {"release": release}}
+        for arm, release in arms.items()
+    ]
+    found = from_run(record, [])
+    assert {finding.code for finding in found} == {"guest-kernel-differs"}
+    assert [finding.message for finding in found] == [
+        "vm, vm:direct run Linux 6.1.0, container Linux 6.18.1",
+        "vm:stock runs Linux 5.10, container Linux 6.18.1",
+    ]
+
+
 def test_other_numbers_of_cpus_seen_are_told() -> None:
     """Equal CPUs to use do not make equal CPUs to see."""
     record = run()

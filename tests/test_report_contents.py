@@ -70,6 +70,10 @@ def test_every_finding_is_a_threat_under_one_question(tmp_path: Path) -> None:
     run = analyse(read(synthetic.write_run(tmp_path / "more", record=record)))
     codes = [threat.code for threat in run.threats if threat.code]
     assert sorted(codes) == sorted(item["code"] for item in run.findings)
+    record["findings"].append(added)
+    assert analyse(read(synthetic.write_run(tmp_path / "twice", record=record))).findings == (
+        run.findings
+    )
     assert len(run.threats) == len(plain.threats) + 1
     new = next(threat for threat in run.threats if threat.code == "lag-1")
     assert new.kind == "statistical"
@@ -230,6 +234,12 @@ def test_several_runs_are_joined_by_their_questions(tmp_path: Path) -> None:
     assert [line for line in data["likeness"] if line.startswith("host: ")]
     for text in shown.values():
         assert data["agreement"].replace(" ", "") in text
+    argv = ["pdftotext", "-layout", written["pdf"], "-"]
+    said = subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+    heads = [sheet.split(maxsplit=1)[0] for sheet in said.split("\f")[1:] if sheet.strip()]
+    order = [name for name, before in zip(heads, ["", *heads], strict=False) if name != before]
+    # All runs; each on its own; method and what was set up; then the appendices of each.
+    assert order == ["2", "one", "two", "2", "one", "two"], heads
     again = report.build([one, two], ("html", "json"), tmp_path / "again")
     for name, path in again.items():
         assert path.read_bytes() == written[name].read_bytes(), name
@@ -264,9 +274,12 @@ def test_a_run_without_a_figure_says_so(tmp_path: Path, stored: int) -> None:
     folder = synthetic.write_run(tmp_path / "run", workloads=("redis", "xz"), blocks=2)
     lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
     (folder / "trials.jsonl").write_text("".join(lines[:stored]))
-    with pytest.raises(HvctError, match="nothing was measured") as caught:
-        report.build([folder])
-    assert caught.value.exit_code == 1 and str(folder) in caught.value.message
+    printed: list[str] = []
+    for fails in (report.build, lambda paths: report.write_json(paths, printed.append)):
+        with pytest.raises(HvctError, match="nothing was measured") as caught:
+            fails([folder])
+        assert caught.value.exit_code == 1 and str(folder) in caught.value.message
+    assert "".join(printed) == (folder / "report.json").read_text()
     (answer,) = [item for item in json.loads((folder / "report.json").read_text())["runs"][0][
         "answers"] if item["question"] == "What came out?"]  # fmt: skip
     assert answer["lines"][0].startswith("Nothing was measured")

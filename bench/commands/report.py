@@ -41,11 +41,12 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if not options.run:
         raise BadInput("no run was named", "hvct list shows the runs")
-    if options.json:
-        return print_json(options.run)
     from bench.commands.progress import open_stages
     from reports import report
 
+    if options.json:
+        report.write_json(options.run, print)
+        return 0
     with open_stages(sys.stderr) as stages:
         if sys.stderr.isatty():
             stages.stage("writing the report")
