@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,10 +64,29 @@ def forest(run: RunReport) -> Chart | None:
             panels.append((label, rows))
     if not panels:
         return None
+    return forest_text(
+        "The primary metrics as ratios",
+        "Each pair of arms has its own axis. ",
+        panels,
+        partial(draw_forest, run, panels),
+    )
+
+
+Panels = Sequence[tuple[str, list[Comparison]]]
+
+
+def forest_text(
+    title: str, rows_are: str, panels: Panels, draw: Callable[[Figure, Grid], None]
+) -> Chart:
+    """A chart of `draw_forest`.
+
+    Args:
+        rows_are: what a row, or a panel, stands for.
+    """
     every = [row for _, rows in panels for row in rows]
     return Chart(
-        "The primary metrics as ratios",
-        f"{_READING}Each pair of arms has its own axis. The shaded band is the margin of the plan: "
+        title,
+        f"{_READING}{rows_are}The shaded band is the margin of the plan: "
         "inside it a difference does not matter; metrics that are judged as differences have none "
         "here. Filled markers are judged, hollow ones are described only (emulated, undecided, or "
         "outside the primary family). ★ marks the primary family.",
@@ -76,13 +95,12 @@ def forest(run: RunReport) -> Chart | None:
             left_in=lambda: widest_in([_label(row) for row in every], 7.5),
             right_in=lambda: widest_in([_ratio_text(row) for row in every], 7.0) + 0.05,
         ),
-        partial(_draw_forest, run, panels),
+        draw,
     )
 
 
-def _draw_forest(
-    run: RunReport, panels: Sequence[tuple[str, list[Comparison]]], figure: Figure, grid: Grid
-) -> None:
+def draw_forest(run: RunReport, panels: Panels, figure: Figure, grid: Grid) -> None:
+    """One panel under the other, each with its own axis; a row's name is its title."""
     for (axes,), (label, rows) in zip(grid, panels, strict=True):
         left, right = _bounds(rows)
         _ratio_rows(run, axes, list(enumerate(rows)), left, right)

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
     from reports.drawing import Grid
 
+MOST_ROWS = 48
+"""Bars that fit on one page of the PDF."""
+COUNTS = {1: "the group's charge", 2: "two definitions", 3: "three definitions",
+          4: "four definitions"}  # fmt: skip
+
 _Medians = Mapping[tuple[str, str, str], float | None]
+_Definitions = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,18 @@ def memory(run: RunReport) -> Chart | None:
         for s in run.summaries
         if s.median is not None and s.metric.startswith("memory_")
     }
+    known = {"memory_current", *(metric for metric, _ in DEFINITIONS)}
     idle = [w for w in run.workloads if w.until == "ready"] or list(run.workloads)
-    shown = [w for w in idle if any(key[0] == w.name for key in values)][:4]
+    shown = [w for w in idle if any(key[0] == w.name and key[2] in known for key in values)]
+    shown = shown[: 1 if run.crowded else 4]
     if not shown:
         return None
-    lines = 1 + len(DEFINITIONS)
+    lines = min(1 + len(DEFINITIONS), max(1, MOST_ROWS // len(run.arms)))
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
     return Chart(
-        "Memory, by four definitions",
-        "The same instances, counted four ways (medians). The bar of the cgroup's charge is cut "
+        f"Memory, by {COUNTS[lines]}",
+        "The same instances, counted in each way (medians). The bar of the cgroup's charge is cut "
         "into anonymous memory (plain), shared memory and tmpfs (strokes), page cache (back "
         "strokes) and kernel memory (crosses), in that order; the other definitions cannot be cut "
         "this way. They differ because they count shared pages differently: say which one you "
@@ -81,26 +89,32 @@ def memory(run: RunReport) -> Chart | None:
             columns,
             left_in=lambda: widest_in([arm.label for arm in run.arms], 6.5),
         ),
-        partial(_draw, run, shown, values),
+        partial(_draw, run, shown, values, DEFINITIONS[: lines - 1]),
     )
 
 
 def _draw(
-    run: RunReport, shown: Sequence[Workload], values: _Medians, figure: Figure, grid: Grid
+    run: RunReport,
+    shown: Sequence[Workload],
+    values: _Medians,
+    beside: _Definitions,
+    figure: Figure,
+    grid: Grid,
 ) -> None:
     for place, axes in enumerate(axes for row in grid for axes in row):
         if place >= len(shown):
             axes.set_visible(False)
             continue
-        _memory_panel(run, axes, shown[place].name, values, named=not place % len(grid[0]))
+        named = not place % len(grid[0])
+        _memory_panel(run, axes, shown[place].name, values, beside, named=named)
         axes.set_title(shown[place].title)
 
 
 def _memory_panel(
     run: RunReport, axes: Axes, workload: str,
-    values: _Medians, *, named: bool,
+    values: _Medians, beside: _Definitions, *, named: bool,
 ) -> None:  # fmt: skip
-    labels = ["charged (cgroup)", *(label for _, label in DEFINITIONS)]
+    labels = ["charged (cgroup)", *(label for _, label in beside)]
     ticks: list[tuple[float, str]] = []
     y = 0.0
     for line, label in enumerate(labels):
@@ -109,7 +123,7 @@ def _memory_panel(
         for arm in run.arms:
             y += 1.0
             colour = style(run, arm.name).colour
-            metric = "memory_current" if line == 0 else DEFINITIONS[line - 1][0]
+            metric = "memory_current" if line == 0 else beside[line - 1][0]
             total = values.get((workload, arm.name, metric))
             parts = [(values.get((workload, arm.name, part.metric)) or 0.0, part)
                      for part in CHARGED]  # fmt: skip

@@ -134,7 +134,7 @@ def _draw_timeline(
 ) -> None:
     from matplotlib.patches import Patch
 
-    events = _events(run)
+    events = events_of(run)
     for (axes,), arm in zip(grid, arms, strict=True):
         longest = max(p.at_s for p in run.phases if p.arm == arm.name)
         for y, workload in enumerate(names):
@@ -174,7 +174,8 @@ def _draw_timeline(
     legend(figure, keys)
 
 
-def _events(run: RunReport) -> list[str]:
+def events_of(run: RunReport) -> list[str]:
+    """The events that end a phase of this run, in their order."""
     order: list[str] = []
     for phase in run.phases:
         if phase.event not in order:

@@ -23,7 +23,7 @@ def efficiency(run: RunReport) -> Chart | None:
             groups.setdefault(item.workload, []).append(item)
     if not groups:
         return None
-    names = list(groups)[:6]
+    names = list(groups)[: 2 if run.crowded else 6]
     return Chart(
         "Work per host CPU second",
         "Every trial is a marker, the upright bar the median; further right is more work for the "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reports.chart_costs import ledger
 from reports.chart_effects import all_forest, family_forest, forest
 from reports.chart_joint import joint_forest
+from reports.chart_many import against_one, shares, starts
 from reports.chart_memory import memory
 from reports.chart_spread import spread
 from reports.chart_startup import run_order, startup_ecdf, timeline
@@ -94,6 +95,12 @@ def pictures(run: RunReport, prefix: str = "") -> dict[str, Picture]:
         "ledger": ledger,
         **{f"forest-{family}": partial(family_forest, family=family) for family, _ in run.families},
     }
+    if run.crowded:
+        # Lines of so many arms cannot be told apart; the tables have what is left out.
+        left_out = ("forest-all", "run-order", "memory-spread", "cpu-spread")
+        makers = {slug: make for slug, make in makers.items()
+                  if slug not in left_out and not slug.startswith("forest-")}  # fmt: skip
+        makers |= {"forest": against_one, "startup-ecdf": starts, "timeline": shares}
     charts = {slug: make(run) for slug, make in makers.items()}
     return {
         slug: Picture(f"{prefix}{plain(slug)}", chart)

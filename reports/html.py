@@ -179,6 +179,8 @@ def _run(
             "workloads", "outcomes", "findings", "fairness", "command", "definitions", "gaps",
         )},
         "prefix": prefix,
+        "crowded": run.crowded,
+        "bases": tables.bases(),
         "level": 2 if prefix else 1,
         "which": f", run {run.id}" if prefix else "",
         "blocks": f"{run.counts['blocks']} of {run.counts['blocks_planned']}",
@@ -265,6 +267,8 @@ def _joint(data: ReportData) -> list[tuple[str, list[JointRow]]]:
 
 
 def _kinds(run: RunReport) -> str:
+    if run.crowded:
+        return f"{len(run.arms)} arms"
     names = {"vm": "virtual machine", "container": "container", "process": "bare process"}
     order = sorted(run.arms, key=lambda arm: -list(run.arms).index(arm))
     named = [names.get(arm.name, arm.name) for arm in order]

@@ -330,6 +330,11 @@ class RunReport:
     costs: CostModel | None
     steps: tuple[Step, ...]
 
+    @property
+    def crowded(self) -> bool:
+        """Whether its arms are too many for a column each, and for lines of their own."""
+        return len(self.arms) > 6 or len(self.arms) + len(self.pairs) > 14
+
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)

@@ -230,6 +230,15 @@ class Tables:
         named = [(self.run.workload(name).title, raw) for name, raw in found.items()]
         return named or [("", self.all)]
 
+    def bases(self) -> list[dict[str, Any]]:
+        """Each arm that others are compared with, and where: place of the arm → of the pair."""
+        places = {arm.name: n for n, arm in enumerate(self.run.arms)}
+        found: dict[str, dict[int, int]] = {}
+        for number, (arm, base, _) in enumerate(self.run.pairs):
+            found.setdefault(base, {})[places[arm]] = number
+        order = sorted(found, key=lambda base: -len(found[base]))
+        return [{"label": self.run.arm(base).label, "pairs": found[base]} for base in order]
+
     def row(self, metric: str, workload: str, title: str, note: str) -> dict[str, Any]:
         """One line of a table: every arm's level, every pair's effect."""
         return {

@@ -90,6 +90,22 @@ def listing(items: Sequence[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def gathered(said: Sequence[tuple[str, str, str]], between: str, between_each: str) -> list[str]:
+    """What is said of pairs, a line for all arms of which the same is said beside the same one.
+
+    Args:
+        said: of each pair: the arm, what it is beside, the text.
+        between: stands between the two; `between_each` after several arms.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for arm, base, text in said:
+        groups.setdefault((base, text), []).append(arm)
+    return [
+        f"{listing(arms)} {between if len(arms) == 1 else between_each} {base}: {text}"
+        for (base, text), arms in groups.items()
+    ]
+
+
 def count(number: int, noun: str) -> str:
     """``1 trial``, ``2 trials``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -237,7 +253,8 @@ def _compared(run: Run, arms: Sequence[model.Arm], counts: Mapping[str, int]) ->
 
 
 def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
-    refused, lines = [], []
+    refused: list[str] = []
+    said: list[tuple[str, str, str]] = []
     for item in run.identity:
         name = f"{labels[item.arm]} and {labels[item.baseline]}"
         for workloads, what in ((item.refused, "all figures"), (item.work_refused, "work only")):
@@ -248,8 +265,9 @@ def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
                 f"Not the same: {name} are not compared for {listing(names)} ({what}): {reason}."
                 for reason, names in reasons.items()
             ]
+        pair = (labels[item.arm], labels[item.baseline])
         if not item.pairs:
-            lines.append(f"{name}: no pair of trials to compare.")
+            said.append((*pair, "no pair of trials to compare."))
             continue
         declared = list(
             dict.fromkeys(
@@ -262,11 +280,13 @@ def _same(run: Run, labels: Mapping[str, str]) -> list[str]:
             declared[MOST_DECLARED - 1 :] = [f"{len(declared) - MOST_DECLARED + 1} more"]
         doubted = item.refused or item.work_refused
         same = "identical in what the trials report" if doubted else "identical"
-        text = f"{name}: {item.identical} of {count(item.pairs, 'pair')} {same}"
+        text = f"{item.identical} of {count(item.pairs, 'pair')} {same}"
         if declared:
             text += f" but for the declared differences ({listing(declared)})"
-        lines.append(text + ".")
-    return [*refused, *lines] or ["Nothing to compare: this run has one arm."]
+        said.append((*pair, text + "."))
+    return [*refused, *gathered(said, "and", "each beside")] or [
+        "Nothing to compare: this run has one arm."
+    ]
 
 
 def _better(
@@ -280,7 +300,9 @@ def _came_out(
     pairs: Sequence[tuple[str, str, str]], comparisons: Sequence[model.Comparison], nothing: str
 ) -> list[str]:
     lines = [f"{capitalised(nothing)}."] if nothing else []
+    said: list[tuple[str, str, str]] = []
     for arm, baseline, label in pairs:
+        names = (label.partition(" ÷ ")[0], label.partition(" ÷ ")[2])
         mine = [c for c in comparisons if (c.arm, c.baseline) == (arm, baseline)]
         family = [c for c in mine if c.primary and c.verdict != Verdict.EMULATED]
         if family:
@@ -289,18 +311,17 @@ def _came_out(
                 for verdict in Verdict
                 if any(c.verdict == verdict for c in family)
             ]
-            lines.append(
-                f"{label}: of {count(len(family), 'primary comparison')}, {listing(tally)}."
-            )
+            text = f"of {count(len(family), 'primary comparison')}, {listing(tally)}."
+            said.append((*names, text))
         elif mine and all(c.verdict == Verdict.REFUSED for c in mine):
-            lines.append(f"{label}: refused, the arms did not do the same work.")
+            said.append((*names, "refused, the arms did not do the same work."))
         elif any(c.verdict == Verdict.EMULATED for c in mine):
-            lines.append(f"{label}: emulated. {count(len(mine), 'figure')} with intervals, "
-                         "none of them judged.")  # fmt: skip
+            text = f"emulated. {count(len(mine), 'figure')} with intervals, none of them judged."
+            said.append((*names, text))
         elif mine:
-            lines.append(f"{label}: {count(len(mine), 'figure')}, described and not judged "
-                         "(outside the plan's primary family).")  # fmt: skip
-    return lines or ["No comparison was possible."]
+            text = f"{count(len(mine), 'figure')}, described and not judged"
+            said.append((*names, f"{text} (outside the plan's primary family)."))
+    return [*lines, *gathered(said, "÷", "each ÷")] or ["No comparison was possible."]
 
 
 def _sure(
