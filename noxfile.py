@@ -179,13 +179,11 @@ def simulation(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def picture(session: nox.Session) -> None:
-    """Draw docs/report.png, the README's picture, from a real run: nox -s picture -- RUN."""
-    if len(session.posargs) != 1:
-        session.error("name one run directory: nox -s picture -- runs/DATE-NAME")
-    session.run(
-        sys.executable, "tests/screenshot.py", *session.posargs, str(ROOT / "docs" / "report.png"),
-        env={"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    """Draw a picture of the README from a real run: nox -s picture -- RUN [docs/report.png]."""
+    if len(session.posargs) not in (1, 2):
+        session.error("name a run directory: nox -s picture -- runs/DATE-NAME [PICTURE]")
+    run, picture = (*session.posargs, str(ROOT / "docs" / "report.png"))[:2]
+    session.run(sys.executable, "tests/screenshot.py", run, picture, env={"PYTHONPATH": str(ROOT)})
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""Two pages of a run's report as one picture: `nox -s picture -- RUN` writes docs/report.png."""
+"""Two pages of a run's report as one picture, for the README: `nox -s picture`."""
 
 from __future__ import annotations
 
