@@ -116,9 +116,9 @@ static int open_stdio(struct stdio *stdio) {
 
 static void become_workload(void) { child(&work.run, work.stdio, &shared); }
 
-/* vfork: no page table is copied and none of our pages is touched twice, a tenth of a millisecond,
- * and in an emulated guest twenty. The child writes nothing of ours but `failure` and `shared`, and
- * we have nothing to do until its exec. A guest's is born in a control group. */
+/* vfork: no page table is copied and none of our pages is touched twice, a tenth of a millisecond.
+ * The child writes nothing of ours but `failure` and `shared`, and we have nothing to do until its
+ * exec. A guest's is born in a control group. */
 static pid_t start_child(void) {
     if (agent.virtual_machine)
         return guest_vfork(become_workload);
