@@ -60,13 +60,17 @@ DEFINITIONS = (
     ("memory_host_delta", "missing on host"),
 )
 
+DRAWN = frozenset(
+    ("memory_current", *(part.metric for part in CHARGED), *(name for name, _ in DEFINITIONS))
+)
+
 
 def memory(run: RunReport) -> Chart | None:
     """Memory of each arm by four definitions, the cgroup's charge cut into its parts."""
     values = {
         (s.workload, s.arm, s.metric): s.median
         for s in run.summaries
-        if s.median is not None and s.metric.startswith("memory_")
+        if s.median is not None and s.metric in DRAWN
     }
     known = {"memory_current", *(metric for metric, _ in DEFINITIONS)}
     idle = [w for w in run.workloads if w.until == "ready"] or list(run.workloads)

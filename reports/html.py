@@ -19,6 +19,8 @@ from reports.model import Arm, JointRow, ReportData, RunReport
 from reports.tables import Tables, columns
 
 MOST_HEADLINES = 11
+MOST_NAMED = 6
+"""Arms whose names fit a title."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,9 +272,13 @@ def _kinds(run: RunReport) -> str:
     if run.crowded:
         return f"{len(run.arms)} arms"
     names = {"vm": "virtual machine", "container": "container", "process": "bare process"}
-    order = sorted(run.arms, key=lambda arm: -list(run.arms).index(arm))
-    named = [names.get(arm.name, arm.name) for arm in order]
-    text = wording.listing(named)
+    # Those first that have a name of their own; where all fit, the baseline stands last.
+    order = sorted(run.arms[::-1], key=lambda arm: arm.name not in names)
+    if len(order) <= MOST_NAMED:
+        order = list(run.arms[::-1])
+    named = [names.get(arm.name, arm.name) for arm in order[:MOST_NAMED]]
+    left = len(order) - len(named)
+    text = wording.listing([*named, *([f"{left} more arms"] if left else [])])
     return text[:1].upper() + text[1:]
 
 

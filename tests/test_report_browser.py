@@ -470,6 +470,9 @@ def test_a_narrow_window_scrolls_tables_and_charts(page: webdriver.Chrome, width
         assert letters and min(letters) > 7, "pixels"
         cell = page.find_element(By.CSS_SELECTOR, "table.samples td.mono")
         assert cell.size["width"] >= 200
+        for cells in ("table.keys td", "table.fields td.wrap", ".answers dd", ".glossary dd"):
+            cell = page.find_element(By.CSS_SELECTOR, cells)
+            assert cell.size["width"] >= 150, cells
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
