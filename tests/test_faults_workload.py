@@ -47,7 +47,7 @@ limits = {memory = "96 MiB", memory_basis = "nominal"}
 name = "hangs"
 image = "busybox"
 argv = ["sleep", "1000"]
-timeout_s = 4
+timeout_s = 8
 
 [[workload]]
 name = "forks"
@@ -178,7 +178,7 @@ ENDINGS = {
     "dies-before-ready": ("failed", "before it was ready: exit status 4: cannot bind"),
     "one": ("failed", "exit status 1: some trouble"),
     "oom": ("failed", "out of memory (1 killed"),
-    "hangs": ("timeout", "had not ended after 4 s"),
+    "hangs": ("timeout", "had not ended after 8 s"),
     "forks": ("failed", "exit status 5: "),
 }
 
