@@ -67,7 +67,6 @@ class Plan:
     flags: int
     steps: tuple[Step, ...]
     user_map: str = ""
-    beside: tuple[Step, ...] = ()
 
 
 class LauncherBackend(ABC):
@@ -165,7 +164,8 @@ class LauncherBackend(ABC):
     def prepare(self, spec: InstanceSpec) -> None:
         """Start the launcher and mount the image: once per run, in no trial."""
         self._lower(spec.image)
-        _ = security.mask_steps("/proc"), security.mask_steps("/sys"), seccomp_program()
+        security.mask_steps()
+        seccomp_program()
 
     def reserve(self, specs: Sequence[InstanceSpec]) -> None:
         """Have several launchers share these: one makes an instance only after the other.
@@ -294,7 +294,9 @@ class LauncherBackend(ABC):
         passed = 1 + (into is not None)  # the channel is the first descriptor
         first = [steps.join(passed + number) for number in range(len(join))]
         passed += len(join)
-        waiting = tuple(steps.enter(passed + n, CLONE_NEWNET) for n in range(len(place.namespaces)))
+        first += [
+            steps.enter(passed + number, CLONE_NEWNET) for number in range(len(place.namespaces))
+        ]
         if not cgroup and spec.cpu_set:
             first.append(steps.affinity(spec.cpu_set))
         return LaunchRequest(
@@ -302,7 +304,6 @@ class LauncherBackend(ABC):
             flags=plan.flags,
             steps=(*first, *plan.steps),
             channel=channel,
-            beside=(*waiting, *plan.beside),
             cgroup=into,
             join=join,
             namespaces=place.namespaces,
@@ -360,33 +361,30 @@ class ContainerBackend(LauncherBackend):
 
     def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
         """The container's set-up, in the order in which it happens."""
+        own_network = spec.network is not NetworkMode.HOST
         flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
-        flags |= CLONE_NEWUSER | CLONE_NEWNET if self.user else 0
-        # One of a user namespace must be made in that; else the launcher makes it meanwhile.
-        beside = spec.network is not NetworkMode.HOST and not self.user
-        linked, up = network.link_steps(spec), network.interface_steps(spec)
+        flags |= CLONE_NEWNET if own_network else 0
+        flags |= CLONE_NEWUSER if self.user else 0
+        unified = spec.accounting and cgroup_version() == 2
         return Plan(
             flags,
             (
-                steps.unshare(CLONE_NEWCGROUP),  # now that it has joined: its own group is the root
-                *(() if beside else linked),
+                # Only now, so that its root is the instance's own group.
+                steps.unshare(CLONE_NEWCGROUP),
+                *network.link_steps(spec),
                 *rootfs.root_steps(lower, spec),
-                *rootfs.proc_steps(),
+                *rootfs.kernel_steps(unified=unified),
                 *rootfs.device_steps(spec.limits.shm_bytes, bind=self.binds_devices, own_ipc=True),
                 *disk,
                 *rootfs.hosts_steps(spec),
                 steps.hostname(spec.hostname),
-                *(security.mask_steps("/proc") if self.mask else ()),
-                # As late as can be: the child may have to wait for it. A /sys shows its devices.
-                *((steps.network(),) if beside else up),
-                *rootfs.sys_steps(unified=spec.accounting and cgroup_version() == 2),
-                *(security.mask_steps("/sys") if self.mask else ()),
+                *network.interface_steps(spec),
+                *(security.mask_steps() if self.mask else ()),
                 steps.detach(),
                 # "same" has the agent do it, in every arm at the same point.
                 *(security.confine_steps() if spec.security is not Security.SAME else ()),
             ),
             IDENTITY_MAP if self.user else "",
-            (steps.unshare(CLONE_NEWNET), *linked, *up) if beside else (),
         )
 
     def connect_host(self, spec: InstanceSpec) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,6 @@ from bench.errors import HvctError, LaunchFailed
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
 from ct.scratch import LoopDisk
-from ct.steps import Step
 from ct.wire import Launched, LaunchRequest, Wire
 from ct.worker import Worker
 
@@ -122,23 +121,22 @@ def _facts(
 ) -> dict[str, object]:
     if not joined:
         joined = way_in([SELF_MOVE] * bool(request.join), born=request.cgroup is not None)
-    made = sum(int(step.arguments[0]) for step in request.beside if step.do == "unshare")
     return {
         "image_mount": lower.path_taken,
         "image_direct_io": lower.direct_io,
         "image_mount_detail": lower.detail,
         "scratch_disk": disk.description if disk else "",
         "join": joined,
-        "namespaces": hex(request.flags | made),
-        "steps_us": _took(request.steps, launched.born_ns, launched.step_ns[len(request.beside) :]),
-        "steps_beside_us": _took(request.beside, launched.beside_ns, launched.step_ns),
-    }
-
-
-def _took(steps: Sequence[Step], begin_ns: int, ends_ns: Sequence[int]) -> dict[str, float]:
-    """Microseconds of each step."""
-    begins_ns = (begin_ns, *ends_ns)
-    return {
-        f"{number:02d} {step.describe()}": round((end - begin) / 1000, 1)
-        for number, (step, begin, end) in enumerate(zip(steps, begins_ns, ends_ns, strict=False))
+        "namespaces": hex(request.flags),
+        "steps_us": {
+            f"{number:02d} {step.describe()}": round((stamp - before) / 1000, 1)
+            for number, (step, before, stamp) in enumerate(
+                zip(
+                    request.steps,
+                    (launched.born_ns, *launched.step_ns),
+                    launched.step_ns,
+                    strict=False,
+                )
+            )
+        },
     }

@@ -48,8 +48,8 @@ class PooledBackend(ContainerBackend):
     def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
         """A container's, without what was done beforehand."""
         whole = super().plan(spec, lower, disk)
-        left = tuple(step for step in whole.beside if step not in MAKE)
-        return dataclasses.replace(whole, beside=left)
+        left = tuple(step for step in whole.steps if step != steps.loopback())
+        return dataclasses.replace(whole, flags=whole.flags & ~CLONE_NEWNET, steps=left)
 
     def prepare(self, spec: InstanceSpec) -> None:
         """Also make the first namespace."""

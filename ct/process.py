@@ -88,8 +88,7 @@ class ProcessBackend(LauncherBackend):
             CLONE_NEWNS,
             (
                 *rootfs.root_steps(lower, spec),
-                *rootfs.proc_steps(),
-                *rootfs.sys_steps(unified=False),
+                *rootfs.kernel_steps(unified=False),
                 *rootfs.device_steps(spec.limits.shm_bytes, bind=False, own_ipc=False),
                 *disk,
                 *rootfs.hosts_steps(spec),

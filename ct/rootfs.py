@@ -21,7 +21,6 @@ from ct.worker import Worker
 
 SCRATCH = "scratch"  # each instance's own tmpfs; a folder in the launcher's directory
 ROOT = f"{SCRATCH}/root"
-QUIET = MS_NOSUID | MS_NODEV | MS_NOEXEC
 DEVICES = {
     "null": (1, 3),
     "zero": (1, 5),
@@ -113,17 +112,17 @@ def root_steps(lower: Lower, spec: InstanceSpec) -> tuple[Step, ...]:
 
 
 @cache
-def proc_steps() -> tuple[Step, ...]:
-    """/proc, of the PID namespace we are in."""
-    return (steps.mkdir("/proc"), steps.mount("proc", "/proc", "proc", QUIET))
-
-
-@cache
-def sys_steps(*, unified: bool) -> tuple[Step, ...]:
-    """A read-only /sys, of the network namespace; on cgroup v2 the instance's own group."""
-    plan = [steps.mkdir("/sys"), steps.mount("sysfs", "/sys", "sysfs", QUIET | MS_RDONLY)]
+def kernel_steps(*, unified: bool) -> tuple[Step, ...]:
+    """/proc and a read-only /sys; on cgroup v2 the instance's own group, read-only."""
+    quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    plan = [
+        steps.mkdir("/proc"),
+        steps.mount("proc", "/proc", "proc", quiet),
+        steps.mkdir("/sys"),
+        steps.mount("sysfs", "/sys", "sysfs", quiet | MS_RDONLY),
+    ]
     if unified:
-        plan.append(steps.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", QUIET | MS_RDONLY))
+        plan.append(steps.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet | MS_RDONLY))
     return tuple(plan)
 
 

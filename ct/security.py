@@ -17,16 +17,16 @@ from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMO
 
 
 @cache
-def mask_steps(below: str) -> tuple[Step, ...]:
-    """Hide and protect paths of /proc, or of /sys; those that this kernel has."""
+def mask_steps() -> tuple[Step, ...]:
+    """Hide and protect paths of /proc and /sys; those that this kernel has."""
     plan = []
-    for path in (path for path in MASKED if path.startswith(f"{below}/")):
+    for path in MASKED:
         if os.path.isdir(path):
             flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
             plan.append(steps.mount("tmpfs", path, "tmpfs", flags, "size=4k,nr_inodes=2"))
         elif os.path.exists(path):
             plan.append(steps.mount("/dev/null", path, "", MS_BIND))
-    for path in (path for path in READ_ONLY if path.startswith(f"{below}/")):
+    for path in READ_ONLY:
         if os.path.exists(path):
             flags = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
             plan += [steps.mount(path, path, "", MS_BIND), steps.mount("", path, "", flags)]

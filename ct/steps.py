@@ -51,11 +51,6 @@ def enter(descriptor_index: int, flags: int) -> Step:
     return Step("enter", (str(descriptor_index), str(flags)))
 
 
-def network() -> Step:
-    """Enter the network namespace that the launcher's own steps have made meanwhile."""
-    return Step("network")
-
-
 def keep_netns() -> Step:
     """Hand the present network namespace over with the reply."""
     return Step("keep_netns")

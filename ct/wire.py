@@ -71,7 +71,6 @@ class LaunchRequest:
     Attributes:
         flags: namespaces, as clone3's flags.
         steps: run in the child, in order.
-        beside: run by the launcher meanwhile; a step `network` is where the child waits for them.
         channel: descriptor that becomes the program's 3.
         cgroup: directory descriptor for CLONE_INTO_CGROUP: `Cgroup.cradle_fd`.
         join: descriptors of `Cgroup.join_files` besides.
@@ -83,7 +82,6 @@ class LaunchRequest:
     flags: int
     steps: tuple[Step, ...]
     channel: int
-    beside: tuple[Step, ...] = ()
     cgroup: int | None = None
     join: tuple[int, ...] = ()
     namespaces: tuple[int, ...] = ()
@@ -97,8 +95,6 @@ class Launched:
 
     Attributes:
         id: the name under which the launcher will report its end.
-        step_ns: the end of each step: those beside, then the child's.
-        beside_ns: the launcher began with those beside.
     """
 
     id: str
@@ -108,7 +104,6 @@ class Launched:
     born_ns: int
     step_ns: tuple[int, ...]
     exec_ns: int
-    beside_ns: int
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,6 @@ class Wire:
             ("id", request.id),
             ("flags", request.flags),
             ("channel", 0),
-            ("beside", len(request.beside)),
         ]
         descriptors = [request.channel]
         if request.cgroup is not None:
@@ -157,7 +151,7 @@ class Wire:
             pairs.append(("uid_map", request.user_map))
         pairs += [("argv", "hvct-agent"), ("argv", "--channel=3")]
         pairs += [("env", f"{name}={value}") for name, value in request.environment.items()]
-        self.send(pairs, descriptors, (*request.beside, *request.steps))
+        self.send(pairs, descriptors, request.steps)
         self._expected.add(request.id)
 
     def forget(self, id: str) -> None:
@@ -179,7 +173,7 @@ class Wire:
         self, request: LaunchRequest, answer: dict[str, str], descriptors: list[int]
     ) -> Launched:
         """The process that an answer tells of; raises what `launched` does."""
-        raise_failure(answer, (*request.beside, *request.steps))
+        raise_failure(answer, request.steps)
         return Launched(
             id=self.exit_id or request.id,
             pid=int(answer["pid"]),
@@ -188,7 +182,6 @@ class Wire:
             born_ns=int(answer["born_ns"]),
             step_ns=tuple(map(int, answer.get("step_ns", "").split())),
             exec_ns=int(answer["exec_ns"]),
-            beside_ns=int(answer["beside_ns"]),
         )
 
     def wait_exited(self, id: str, timeout_s: float) -> Exited | None:

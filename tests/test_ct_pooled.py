@@ -68,7 +68,7 @@ def test_it_is_a_container(
         if difference.field_class is FieldClass.MUST_MATCH
     ] == []
     assert not int(str(facts["namespaces"]), 16) & CLONE_NEWNET
-    assert any(" enter " in name for name in dict(facts["steps_beside_us"]))  # type: ignore[call-overload]
+    assert any(" enter " in name for name in dict(facts["steps_us"]))  # type: ignore[call-overload]
 
 
 def test_each_has_its_own(context: RunContext, backend: PooledBackend, busybox: Image) -> None:

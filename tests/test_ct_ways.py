@@ -19,7 +19,7 @@ from bench.context import RunContext
 from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec
 from ct.backend import ContainerBackend
-from ct.rootfs import Lower, mount_image, sys_steps
+from ct.rootfs import Lower, kernel_steps, mount_image
 from ct.steps import MS_RDONLY, detach, loop_mount
 from ct.wire import LaunchRequest
 
@@ -80,7 +80,7 @@ def test_born_in_a_unified_group(context: RunContext, busybox: Image) -> None:
         lower = mount_image(arm.worker, busybox)
         plan = arm.plan(spec, lower)
         # Already in it where the version is 2.
-        mount = [step for step in sys_steps(unified=True)[-1:] if step not in plan.steps]
+        mount = [step for step in kernel_steps(unified=True)[-1:] if step not in plan.steps]
         at = plan.steps.index(detach())
         ours, theirs = socket.socketpair()
         undo.enter_context(theirs)
@@ -89,7 +89,6 @@ def test_born_in_a_unified_group(context: RunContext, busybox: Image) -> None:
             flags=plan.flags,
             steps=(*plan.steps[:at], *mount, *plan.steps[at:]),
             channel=theirs.fileno(),
-            beside=plan.beside,
             cgroup=descriptor,
         )
         arm.worker.launch(request)

@@ -43,20 +43,16 @@ struct request {
     char *argv[WORDS_MAX + 1], *env[WORDS_MAX + 1];
     struct step steps[STEPS_MAX];
     int step_count;
-    int beside;      /* so many of the steps, the first, the launcher runs itself meanwhile */
     const char *bad; /* what is wrong with it */
 };
 
 /* In shared memory: written by the child, read by the launcher, with or without CLONE_VM. */
 struct outcome {
     uint64_t born_ns, exec_ns, step_ns[STEPS_MAX];
-    uint64_t beside_ns; /* the launcher began with its own steps */
-    int left, running;  /* futexes: so many of these are left; the child is in our memory */
-    int launcher;       /* pidfd of who runs them */
-    int failed, error;  /* index of the failed step, errno */
-    int loop;           /* number of the loop device used, -1 */
-    int away;           /* the steps left the network namespace they began in */
-    int kept;           /* descriptor of a namespace for the harness, -1 */
+    int failed, error; /* index of the failed step, errno */
+    int loop;          /* number of the loop device used, -1 */
+    int away;          /* the steps left the network namespace they began in */
+    int kept;          /* descriptor of a namespace for the harness, -1 */
 };
 enum { FAILED_NOTHING = -1, FAILED_EXEC = -2, FAILED_CLONE = -3, FAILED_MAPS = -4 };
 
@@ -98,13 +94,10 @@ ssize_t receive(uint64_t *received_ns);
 /* steps.c */
 unsigned long number(const char *text);
 const struct operation *operation_named(const char *name);
-void run_steps(int first, int end);
-void run_beside(void);
-void await_at_most(const int *word, int most);
+void run_steps(void);
 ssize_t unhex(const char *text, unsigned char *bytes, size_t room);
 
 /* network.c */
-int do_network(const struct step *step);
 int do_keep_netns(const struct step *step);
 int do_link(const struct step *step);
 int do_interface(const struct step *step);
@@ -118,8 +111,5 @@ void launch(uint64_t accepted_ns);
 
 /* slots.c */
 void park(void);
-
-/* main.c */
-void go_home(void);
 
 #endif

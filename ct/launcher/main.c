@@ -9,18 +9,16 @@
  *   request=setup   the steps run in the launcher's own mount namespace (image mounts), or make
  *                   a network namespace that goes out with the reply (keep_netns), and a
  *                   descriptor `program=INDEX` to run in every later launch may come along
- *   request=launch  clone3 with `flags`, the steps in the child, then the program. The first
- *                   `beside` steps are the launcher's own: it makes a network namespace, which
- *                   takes as long as all mounts, while the child mounts, and the child enters it
+ *   request=launch  clone3 with `flags`, the steps in the child, then the program
  *   request=park    fork a helper that runs the steps (it joins control groups) and then waits
  *                   on `slot=INDEX`, a socket of its own, for exactly one `launch`. What it
  *                   clones is the launcher's child. All answers come on that socket but the end
  *                   of the instance, which the launcher reports under the id of the slot
  *   request=end     kill and reap every instance, exit
  *
- * The child shares the launcher's memory until it executes (CLONE_VM, and the launcher waits for
- * that): no page tables are copied, and stamps and errors need no pipe. It runs on its own stack,
- * makes system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
+ * The child shares the launcher's memory until it executes (CLONE_VM | CLONE_VFORK): no page
+ * tables are copied, and stamps and errors need no pipe. It runs on its own stack, makes
+ * system calls only and never allocates. When SOCKET ends without `end` the harness is dead:
  * everything is killed and reaped, then CLEANUP is executed in the original mount namespace.
  *
  * One thread, six files: record.c takes requests apart and puts replies together, steps.c has the
@@ -49,11 +47,6 @@
 int children = -1;
 static int home_ns = -1, home_net = -1; /* where we began: mounts and network */
 
-void go_home(void) {
-    if (outcome->away && setns(home_net, CLONE_NEWNET) < 0)
-        _exit(1); /* all that follows would be made in the wrong place */
-}
-
 static void setup(void) {
     if (!request.bad && request.program >= 0) {
         if (program_fd >= 0)
@@ -61,8 +54,9 @@ static void setup(void) {
         program_fd = fcntl(request.fds[request.program], F_DUPFD_CLOEXEC, FIRST_FREE);
     }
     if (!request.bad)
-        run_steps(0, request.step_count);
-    go_home();
+        run_steps();
+    if (outcome->away && setns(home_net, CLONE_NEWNET) < 0)
+        _exit(1); /* all that follows would be made in the wrong place */
     begin(request.bad ? "bad" : outcome->failed == FAILED_NOTHING ? "done" : "failed");
     put("id", "%s", request.id);
     put("message", "%s", request.bad ? request.bad : "");

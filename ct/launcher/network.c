@@ -15,13 +15,6 @@
 
 int host_route = -1;
 
-/* The network namespace that the first of the launcher's own steps has made. */
-int do_network(const struct step *step) {
-    (void)step;
-    await_at_most(&outcome->left, request.beside - 1);
-    return outcome->failed == FAILED_NOTHING ? setns(outcome->launcher, CLONE_NEWNET) : -1;
-}
-
 /* The network namespace we are in, to be handed over with the reply. */
 int do_keep_netns(const struct step *step) {
     (void)step;

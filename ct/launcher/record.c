@@ -86,8 +86,6 @@ static void take_pair(const char *key, char *value) {
         request.id = value;
     } else if (strcmp(key, "flags") == 0) {
         request.flags = strtoull(value, NULL, 0);
-    } else if (strcmp(key, "beside") == 0) {
-        request.beside = (int)number(value);
     } else if (strcmp(key, "channel") == 0) {
         request.channel = (int)number(value);
     } else if (strcmp(key, "program") == 0) {
@@ -134,8 +132,6 @@ static void parse(size_t size) {
     if (missing(request.channel) || missing(request.program) || missing(request.cgroup) ||
         missing(request.slot))
         request.bad = "a descriptor is missing";
-    if (request.beside < 0 || request.beside > request.step_count)
-        request.bad = "more steps beside than there are";
     if (strlen(request.id) >= ID_MAX)
         request.bad = "the id is too long";
 }

@@ -39,8 +39,7 @@ static void child(void) {
         if (read(release_pipe[0], &byte, 1) != 1)
             fail(FAILED_MAPS, ECANCELED);
     }
-    run_steps(request.beside, request.step_count);
-    await_at_most(&outcome->left, 0);
+    run_steps();
     if (outcome->failed != FAILED_NOTHING)
         _exit(127);
     /* Last, because a change of credentials clears it: the program dies with the launcher. */
@@ -90,8 +89,6 @@ static pid_t spawn(int *pidfd) {
         .pidfd = (uint64_t)(uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
-    outcome->left = request.beside;
-    outcome->launcher = request.beside ? (int)syscall(SYS_pidfd_open, getpid(), 0) : -1;
     if (own_slot) { /* with CLONE_PARENT the signal is the helper's own, and must not be given */
         arguments.flags |= CLONE_PARENT | CLONE_PARENT_SETTID;
         arguments.parent_tid = (uint64_t)(uintptr_t)&own_slot->child;
@@ -109,10 +106,7 @@ static pid_t spawn(int *pidfd) {
             return -1;
         }
     } else {
-        /* As CLONE_VFORK waits: until the kernel says that the child has left our memory. */
-        arguments.flags |= CLONE_VM | CLONE_CHILD_CLEARTID;
-        arguments.child_tid = (uint64_t)(uintptr_t)&outcome->running;
-        outcome->running = 1;
+        arguments.flags |= CLONE_VM | CLONE_VFORK;
         arguments.stack = (uint64_t)(uintptr_t)child_stack;
         arguments.stack_size = sizeof child_stack;
     }
@@ -120,13 +114,7 @@ static pid_t spawn(int *pidfd) {
     if (pid < 0) {
         outcome->failed = FAILED_CLONE;
         outcome->error = (int)-pid;
-    } else if (!request.uid_map) {
-        run_beside();
-        await_at_most(&outcome->running, 0);
-        go_home(); /* not before: the child has taken the namespace from us */
     }
-    if (outcome->launcher >= 0)
-        close(outcome->launcher);
     if (request.uid_map) {
         int failed = FAILED_NOTHING, error = 0;
         close(release_pipe[0]);
@@ -172,8 +160,6 @@ void launch(uint64_t accepted_ns) {
         request.bad = "too many instances";
     } else if (own_slot && request.uid_map) {
         request.bad = "a slot makes no user namespace";
-    } else if (request.beside && request.uid_map) {
-        request.bad = "nothing is made beside a user namespace";
     }
     if (request.bad) {
         refuse();
@@ -201,7 +187,6 @@ void launch(uint64_t accepted_ns) {
         put("pid", "%d", pid);
         put("accepted_ns", "%llu", (unsigned long long)accepted_ns);
         put("born_ns", "%llu", (unsigned long long)outcome->born_ns);
-        put("beside_ns", "%llu", (unsigned long long)outcome->beside_ns);
         for (int i = 0; i < request.step_count; i++)
             put("step_ns", "%llu", (unsigned long long)outcome->step_ns[i]);
         put("exec_ns", "%llu", (unsigned long long)outcome->exec_ns);

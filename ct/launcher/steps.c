@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
-#include <linux/futex.h>
 #include <linux/loop.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
@@ -73,28 +72,8 @@ static int do_unshare(const struct step *step) {
 
 /* enter INDEX FLAGS: the namespace that was passed at INDEX, of the kind FLAGS. */
 static int do_enter(const struct step *step) {
-    int fd = passed(step->arg[0]), flags = (int)number(step->arg[1]);
-    int result = fd < 0 ? -1 : setns(fd, flags);
-    if (result == 0 && flags & CLONE_NEWNET)
-        outcome->away = 1;
-    return result;
-}
-
-void await_at_most(const int *word, int most) {
-    int now;
-    while ((now = __atomic_load_n(word, __ATOMIC_ACQUIRE)) > most)
-        syscall(SYS_futex, word, FUTEX_WAIT, now, NULL, NULL, 0);
-}
-
-/* The launcher's own steps of a launch. The child may wait for the first, and for all. */
-void run_beside(void) {
-    outcome->beside_ns = now_ns();
-    for (int i = 0; i < request.beside; i++) {
-        if (outcome->failed == FAILED_NOTHING)
-            run_steps(i, i + 1);
-        __atomic_store_n(&outcome->left, request.beside - 1 - i, __ATOMIC_RELEASE);
-        syscall(SYS_futex, &outcome->left, FUTEX_WAKE, 1, NULL, NULL, 0);
-    }
+    int fd = passed(step->arg[0]);
+    return fd < 0 ? -1 : setns(fd, (int)number(step->arg[1]));
 }
 
 static int do_affinity(const struct step *step) {
@@ -266,7 +245,6 @@ static const struct operation operations[] = {
     {"join", 1, do_join},
     {"unshare", 1, do_unshare},
     {"enter", 2, do_enter},
-    {"network", 0, do_network},
     {"keep_netns", 0, do_keep_netns},
     {"affinity", 1, do_affinity},
     {"mount", 5, do_mount},
@@ -293,16 +271,11 @@ const struct operation *operation_named(const char *name) {
     return NULL;
 }
 
-/* Both sides of a launch may be at it, and with CLONE_VM even `errno` is one. Only a call that
- * fails writes that: were both to fail at once, the words for one might be the other's. */
-void run_steps(int first, int end) {
-    for (int i = first; i < end; i++) {
+void run_steps(void) {
+    for (int i = 0; i < request.step_count; i++) {
         if (request.steps[i].operation->run(&request.steps[i]) < 0) {
-            int error = errno;
-            if (outcome->failed == FAILED_NOTHING) { /* else this follows from that */
-                outcome->error = error;
-                outcome->failed = i;
-            }
+            outcome->failed = i;
+            outcome->error = errno;
             return;
         }
         outcome->step_ns[i] = now_ns();

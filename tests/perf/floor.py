@@ -199,12 +199,7 @@ def statement(step: Step) -> str:
 def source(backend: ContainerBackend, spec: InstanceSpec, program: str, *, direct: bool) -> str:
     """The program's text."""
     plan = backend.plan(spec, Lower("image", "file", direct))
-    # One after the other, where ours has two processes at it.
-    lines = [
-        statement(each)
-        for step in plan.steps
-        for each in (plan.beside if step.do == "network" else (step,))
-    ]
+    lines = [statement(step) for step in plan.steps]
     before, after = [], []
     if spec.accounting:
         limits = CgroupLimits(

@@ -149,11 +149,11 @@ class Part:
 
     def cells(self) -> tuple[str, str, str, str]:
         """Name, floor, ours, how close: medians."""
-        medians = [statistics.median(found) if found else None for found in (self.floor, self.ours)]
-        floor, ours = medians
-        close = f"{ours / floor:.2g}×" if floor and ours else "–"
-        cells = ["–" if median is None else microseconds(median) for median in medians]
-        return self.name, cells[0], cells[1], close
+        floor = statistics.median(self.floor)
+        if not self.ours:
+            return self.name, microseconds(floor), "–", "–"
+        ours = statistics.median(self.ours)
+        return self.name, microseconds(floor), microseconds(ours), f"{ours / floor:.2g}×"
 
 
 def microseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What the launcher does beside the child: it makes the network; and how the child joins."""
+"""How a container gets into its groups and its network, and what is left where it fails to."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_the_launcher_is_at_home_again(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_step_beside_that_fails_is_named(
+def test_a_step_of_the_network_that_fails_is_named(
     context: RunContext, container: ContainerBackend, busybox: Image, late: bool
 ) -> None:
-    """The child that waits for it ends, nothing is left, and the launcher is at home."""
+    """Nothing is left, and the launcher is at home."""
     home = namespace("self")
     made = make(context, busybox, "sleep", "60", bridge=True)
     assert made.address is not None
