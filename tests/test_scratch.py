@@ -162,11 +162,20 @@ def test_a_killed_run_leaves_no_disk(helpers_too: bool, tmp_path: Path) -> None:
     run = faults.Harness(
         "compare", "--wait", "--no-report", "--plan", plan, "--output", tmp_path / "run"
     )
-    run.until(lambda: bool(run.tag) and any(name.startswith(run.tag) for name in scratch_loops()))
-    tag = run.tag
-    run.until(lambda: any("hvct-agent" in line for line in run.processes().values()))
+
+    def under_way() -> bool:
+        """All at one look: the instances that receipts are taken of come and go."""
+        tag = run.tag
+        return (
+            bool(tag)
+            and any(name.startswith(tag) for name in scratch_loops())
+            and any(owner == tag for owner, _ in scratch.files(cache_dir()))
+            and any("hvct-agent" in line for line in run.processes().values())
+        )
+
+    run.until(under_way)
     helpers = [pid for pid, line in run.processes().items() if "launcher-" in line]
-    assert helpers and [path for owner, path in scratch.files(cache_dir()) if owner == tag]
+    assert helpers
     run.kill()
     if helpers_too:
         for pid in helpers:
