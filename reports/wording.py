@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.arms import ARMS
 from bench.disturbances import UNMET
 from bench.identity import FieldClass
 from bench.numbers import format_percent, format_value
@@ -364,4 +365,6 @@ def _beware(findings: Sequence[Mapping[str, str]]) -> list[str]:
 
 def capitalised(text: str) -> str:
     """A sentence's first letter in upper case, unless it is an arm's name."""
-    return text if re.match(r"(vm|container|process)\b", text) else text[:1].upper() + text[1:]
+    named = re.match(r"[a-z]+", text)
+    arm = named is not None and named[0] in {name.partition(":")[0] for name in ARMS}
+    return text if arm else text[:1].upper() + text[1:]
