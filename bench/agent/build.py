@@ -12,6 +12,9 @@ from bench.command import run
 from bench.errors import HostCannot
 
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+CLONE3 = Path(__file__).with_name("clone3.h")
+"""What the agent and the launcher have in common."""
+
 HINT = "install a C compiler: apt-get install musl-tools (or gcc with libc6-dev)"
 
 # musl's own headers lack the kernel's; -idirafter adds those without ever preferring

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.agent.build import build_static
+from bench.agent.build import CLONE3, build_static
 
 
 def launcher_path() -> Path:
@@ -14,4 +14,5 @@ def launcher_path() -> Path:
         HostCannot: no compiler, or one that cannot link statically.
     """
     folder = Path(__file__).parent
-    return build_static("launcher", sorted(folder.glob("*.c")), sorted(folder.glob("*.h")))
+    headers = [*sorted(folder.glob("*.h")), CLONE3]
+    return build_static("launcher", sorted(folder.glob("*.c")), headers)

@@ -1,6 +1,6 @@
 /* Slots: helpers that wait, where a launch would have to, before it is asked for. */
 #define _GNU_SOURCE
-#include "clone3.h"
+#include "../../bench/agent/clone3.h"
 #include "launcher.h"
 
 #include <linux/netlink.h>

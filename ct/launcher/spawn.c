@@ -1,6 +1,6 @@
 /* One instance: clone3, the steps in the child, the program; and what is told of it. */
 #define _GNU_SOURCE
-#include "clone3.h"
+#include "../../bench/agent/clone3.h"
 #include "launcher.h"
 
 #include <fcntl.h>

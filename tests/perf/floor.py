@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.agent.build import build_static
+from bench.agent.build import CLONE3, build_static
 from bench.cgroup import Cgroup, CgroupLimits
 from bench.cgroupfs import layout
 from bench.context import RunContext
@@ -23,7 +23,6 @@ from ct.backend import ContainerBackend
 from ct.rootfs import Lower
 from ct.steps import Step
 
-LAUNCHER = Path(rootfs.__file__).parent / "launcher"
 NAME = "NAME"  # stands for the group's, which is another one at each launch
 PROGRAM = r"""
 #define _GNU_SOURCE
@@ -271,8 +270,8 @@ def floor(
         (folder / name).mkdir(parents=True)
     (folder / "floor.c").write_text(source(backend, spec, program, direct=direct))
     flags = ("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-parameter")
-    headers = [LAUNCHER / "clone3.h"]
-    argv = [build_static("floor", [folder / "floor.c"], headers, (*flags, f"-I{LAUNCHER}"))]
+    flags += (f"-I{CLONE3.parent}",)
+    argv = [build_static("floor", [folder / "floor.c"], [CLONE3], flags)]
     if first:
         argv.append(build_static("floor-first", [Path(__file__).parent / "floor_first.c"]))
     process = subprocess.Popen(
