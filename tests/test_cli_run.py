@@ -329,7 +329,7 @@ def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     """docs/plan.md's example: progress of one line, Ctrl-C that says how to go on, a report."""
     text = (Path(__file__).parent.parent / "docs" / "plan.md").read_text()
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "mine.toml").write_text(example)
+    (tmp_path / "mine.toml").write_text('gap = "none"\n' + example)
     run = tmp_path / "runs" / "mine"
 
     options = ["--arms", "container,process", "--blocks", "7", "--output", run, "--wait"]

@@ -21,7 +21,7 @@ from bench import steps as step_file
 from bench.commands import costs, measuring
 from bench.image.store import prepare
 from bench.journal import open_run
-from bench.model import Image, Outcome, Readiness, ReadyKind, Workload
+from bench.model import Gap, Image, Outcome, Readiness, ReadyKind, Workload
 from bench.plan import Plan
 from bench.schedule import Slot
 from bench.trial import run_trial
@@ -68,11 +68,18 @@ def measured(tmp_path_factory: pytest.TempPathFactory, busybox: Image) -> Iterat
     yield directory
 
 
+def plan_of(names: tuple[str, ...], work: tuple[Workload, Workload]) -> Plan:
+    """Without a wait before trials: of their figures only that there are any is asked."""
+    return Plan(
+        "costs", names, work, ROUNDS, 11, (), {}, experiment=step_file.EXPERIMENT, gap=Gap.NONE
+    )
+
+
 def let_stand(
     directory: Path, names: tuple[str, ...], steps: tuple[int, ...], work: tuple[Workload, Workload]
 ) -> None:
     """A whole run of these steps."""
-    chosen = Plan("costs", names, work, ROUNDS, 11, (), {}, experiment=step_file.EXPERIMENT)
+    chosen = plan_of(names, work)
     run = measuring.describe_run(plan.check(chosen), directory, OPTIONS)
     each = {arm: {"steps": list(steps)} for arm in names}
     run["costs"] = {"host": "here", "hold_s": 0.2, "arms": each}
@@ -198,11 +205,8 @@ def test_a_run_that_was_cut_short_goes_on_with_the_pass_it_lacks(measured: Path)
     lines = trials.read_text().splitlines(keepends=True)
     trials.write_text("".join(line for line in lines if json.loads(line)["block"] < ROUNDS - 1))
     stored = store.load(measured)
-    chosen = Plan("costs", ARMS, (TOUCHER, COUNTING), ROUNDS, 11, (), {},
-                  experiment=step_file.EXPERIMENT)  # fmt: skip
-    assert (
-        measuring.measure(chosen, stored.run, store.RunStore(measured), OPTIONS, costs.finish) == 0
-    )
+    chosen, into = plan_of(ARMS, (TOUCHER, COUNTING)), store.RunStore(measured)
+    assert measuring.measure(chosen, stored.run, into, OPTIONS, costs.finish) == 0
     after = steps.read_text().splitlines(keepends=True)
     assert after[: len(kept)] == kept
     again = [json.loads(line) for line in after[len(kept) :]]
