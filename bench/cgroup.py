@@ -37,14 +37,14 @@ threads; there a child is born in its group (CLONE_INTO_CGROUP) where its parent
 """
 
 
-def way_in(files: Iterable[str | Path], *, born: bool = False) -> str:
+def way_in(files: Iterable[str], *, born: bool = False) -> str:
     """How a process gets into its group, in words.
 
     Args:
         files: those of `Cgroup.join_files` that it writes to.
         born: it is in the `Cgroup.cradle` already.
     """
-    names = " and ".join(sorted({Path(file).name for file in files}))
+    names = " and ".join(sorted({os.path.basename(file) for file in files}))
     ways = ["clone3 into the cgroup"] * born + [f"{names} before exec"] * bool(names)
     return ", ".join(ways) or "none"
 
@@ -76,7 +76,7 @@ class Cgroup:
     name: str
     limits: CgroupLimits
     where: Layout
-    _fds: dict[Path, int] = field(default_factory=dict)
+    _fds: dict[str, int] = field(default_factory=dict)
     _removed: bool = False
 
     @classmethod
@@ -89,9 +89,9 @@ class Cgroup:
         """
         group = cls(tag, name, limits or CgroupLimits(), layout())
         tree.prepare(group.where, tag)
-        made: list[Path] = []
+        made: list[str] = []
         try:
-            for directory in group.directories:
+            for directory in group._places.values():
                 tree.mkdir(directory, group.where, tag)
                 made.append(directory)
             for path, value in group._settings():
@@ -103,14 +103,15 @@ class Cgroup:
         return group
 
     @cached_property
-    def _places(self) -> dict[Path, Path]:
-        """Mount of a hierarchy → its directory there; once, because paths are slow to make."""
-        return {mount: Path(mount, OURS, self.tag, self.name) for mount in self.where.mounts}
+    def _places(self) -> dict[Path, str]:
+        """Mount of a hierarchy → its directory there, as text: a Path is slow to make."""
+        below = f"/{OURS}/{self.tag}/{self.name}"
+        return {mount: f"{mount}{below}" for mount in self.where.mounts}
 
     @property
     def directories(self) -> tuple[Path, ...]:
         """Its directory in every hierarchy."""
-        return tuple(self._places.values())
+        return tuple(map(Path, self._places.values()))
 
     def directory(self, controller: str) -> Path:
         """Its directory in the hierarchy of one controller.
@@ -118,60 +119,62 @@ class Cgroup:
         Raises:
             HostCannot: the host does not offer that controller.
         """
+        return Path(self._at(controller))
+
+    def _at(self, controller: str) -> str:
         if controller not in self.where.controllers:
             raise HostCannot(f"this kernel offers no {controller} cgroup controller")
         return self._places[self.where.controllers[controller]]
 
-    def _settings(self) -> Iterator[tuple[Path, str]]:
+    def _settings(self) -> Iterator[tuple[str, str]]:
         """The writes that put the limits in force, in an order the kernel accepts."""
         limits, two = self.limits, self.where.version == 2
         if "cpuset" in self.where.controllers:
-            cpuset = self.directory("cpuset")
             if limits.cpu_set:
-                yield cpuset / "cpuset.cpus", ",".join(map(str, limits.cpu_set))
+                yield f"{self._at('cpuset')}/cpuset.cpus", ",".join(map(str, limits.cpu_set))
         elif limits.cpu_set:
-            self.directory("cpuset")
+            self._at("cpuset")
         if limits.cpu_quota is not None:
-            cpu, quota_us = self.directory("cpu"), max(1000, round(limits.cpu_quota * PERIOD_US))
+            cpu, quota_us = self._at("cpu"), max(1000, round(limits.cpu_quota * PERIOD_US))
             if two:
-                yield cpu / "cpu.max", f"{quota_us} {PERIOD_US}"
+                yield f"{cpu}/cpu.max", f"{quota_us} {PERIOD_US}"
             else:
-                yield cpu / "cpu.cfs_quota_us", str(quota_us)
+                yield f"{cpu}/cpu.cfs_quota_us", str(quota_us)
         if limits.pids is not None:
-            yield self.directory("pids") / "pids.max", str(limits.pids)
-        memory = self.directory("memory")
+            yield f"{self._at('pids')}/pids.max", str(limits.pids)
+        memory = self._at("memory")
         if two:
             if limits.memory_bytes is not None:
-                yield memory / "memory.max", str(limits.memory_bytes)
-            if os.path.exists(swap := memory / "memory.swap.max"):
+                yield f"{memory}/memory.max", str(limits.memory_bytes)
+            if os.path.exists(swap := f"{memory}/memory.swap.max"):
                 yield swap, str(limits.swap_bytes)
         else:
             if limits.swap_bytes == 0:
-                yield memory / "memory.swappiness", "0"
+                yield f"{memory}/memory.swappiness", "0"
             if limits.memory_bytes is not None:
                 # The sum may never be below the limit, so the limit goes first.
-                yield memory / "memory.limit_in_bytes", str(limits.memory_bytes)
-                if os.path.exists(both := memory / "memory.memsw.limit_in_bytes"):
+                yield f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes)
+                if os.path.exists(both := f"{memory}/memory.memsw.limit_in_bytes"):
                     yield both, str(limits.memory_bytes + limits.swap_bytes)
 
     # -- joining ---------------------------------------------------------------------
 
     @property
-    def cradle(self) -> Path | None:
+    def cradle(self) -> str | None:
         """Its directory in the unified hierarchy, for CLONE_INTO_CGROUP; None without one."""
         two = self.where.version == 2
         mount = self.where.mounts[0] if two else self.where.unified
         return self._places[mount] if mount else None
 
-    def join_files(self, *, born: bool = False) -> tuple[Path, ...]:
+    def join_files(self, *, born: bool = False) -> tuple[str, ...]:
         """Where a process that has one thread writes ``0`` in order to join.
 
         Args:
             born: it is in the `cradle` already.
         """
         cradle = self.cradle
-        moves = tuple(where / SELF_MOVE for where in self.directories if where != cradle)
-        return moves if born or cradle is None else (*moves, cradle / "cgroup.procs")
+        moves = tuple(f"{at}/{SELF_MOVE}" for at in self._places.values() if at != cradle)
+        return moves if born or cradle is None else (*moves, f"{cradle}/cgroup.procs")
 
     def join_fds(self, *, born: bool = False) -> list[int]:
         """`join_files` opened for writing (close-on-exec).
@@ -190,7 +193,7 @@ class Cgroup:
         for directory in self.directories:
             write_text(directory / "cgroup.procs", str(pid))
 
-    def _fd(self, path: Path, flags: int) -> int:
+    def _fd(self, path: str, flags: int) -> int:
         if path not in self._fds:
             try:
                 self._fds[path] = os.open(path, flags | os.O_CLOEXEC)
@@ -198,7 +201,7 @@ class Cgroup:
                 raise oserror("open", path, error) from error
         return self._fds[path]
 
-    def _read(self, path: Path) -> bytes:
+    def _read(self, path: str) -> bytes:
         """Read through a kept descriptor: 1 µs instead of 17 for opening it each time."""
         descriptor = self._fd(path, os.O_RDONLY)
         try:
@@ -206,7 +209,7 @@ class Cgroup:
         except OSError as error:
             raise oserror("read", path, error) from error
 
-    def _read_pairs(self, path: Path) -> dict[str, int]:
+    def _read_pairs(self, path: str) -> dict[str, int]:
         pairs = {}
         for line in self._read(path).decode().splitlines():
             key, _, value = line.partition(" ")
@@ -222,7 +225,7 @@ class Cgroup:
         cgroup2 twin where there is one (µs), else from cpuacct.stat (10 ms).
         """
         if self.where.version == 2:
-            stat = self._read_pairs(self.directory("cpuacct") / "cpu.stat")
+            stat = self._read_pairs(f"{self._at('cpuacct')}/cpu.stat")
             return CpuUsage(
                 stat["usage_usec"] / 1e6,
                 stat["user_usec"] / 1e6,
@@ -230,33 +233,33 @@ class Cgroup:
                 stat.get("throttled_usec", 0) / 1e6,
                 stat.get("nr_throttled", 0),
             )
-        total_s = int(self._read(self.directory("cpuacct") / "cpuacct.usage")) / 1e9
+        total_s = int(self._read(f"{self._at('cpuacct')}/cpuacct.usage")) / 1e9
         if self.where.unified is not None:
-            stat = self._read_pairs(self._places[self.where.unified] / "cpu.stat")
+            stat = self._read_pairs(f"{self._places[self.where.unified]}/cpu.stat")
             user, system = stat["user_usec"], stat["system_usec"]
         else:
-            stat = self._read_pairs(self.directory("cpuacct") / "cpuacct.stat")
+            stat = self._read_pairs(f"{self._at('cpuacct')}/cpuacct.stat")
             user, system = stat["user"], stat["system"]
         # Both sources estimate the split by ticks; scaled so that the parts add up.
         system_s = total_s * system / (user + system) if user + system else 0.0
         throttled_s, periods = 0.0, 0
         if self.limits.cpu_quota is not None:
-            stat = self._read_pairs(self.directory("cpu") / "cpu.stat")
+            stat = self._read_pairs(f"{self._at('cpu')}/cpu.stat")
             throttled_s, periods = stat["throttled_time"] / 1e9, stat["nr_throttled"]
         return CpuUsage(total_s, total_s - system_s, system_s, throttled_s, periods)
 
     def memory(self) -> MemoryUsage:
         """Memory charged to it now, by the definitions of `MemoryUsage`."""
-        memory = self.directory("memory")
-        stat = self._read_pairs(memory / "memory.stat")
+        memory = self._at("memory")
+        stat = self._read_pairs(f"{memory}/memory.stat")
         if self.where.version == 2:
             shmem = stat.get("shmem", 0)
             kernel = stat.get("kernel")
             if kernel is None:  # before Linux 5.18 only its parts are given
                 kernel = sum(stat.get(k, 0) for k in ("kernel_stack", "pagetables", "slab", "sock"))
             return MemoryUsage(
-                read_number(memory / "memory.current"),
-                read_number(memory / "memory.peak"),
+                read_number(f"{memory}/memory.current"),
+                read_number(f"{memory}/memory.peak"),
                 stat.get("anon"),
                 shmem,
                 max(0, stat.get("file", 0) - shmem),
@@ -264,12 +267,12 @@ class Cgroup:
             )
         shmem = stat.get("total_shmem", 0)
         return MemoryUsage(
-            read_number(memory / "memory.usage_in_bytes"),
-            read_number(memory / "memory.max_usage_in_bytes"),
+            read_number(f"{memory}/memory.usage_in_bytes"),
+            read_number(f"{memory}/memory.max_usage_in_bytes"),
             stat.get("total_rss"),
             shmem,
             max(0, stat.get("total_cache", 0) - shmem),  # v1 counts shmem as cache
-            read_number(memory / "memory.kmem.usage_in_bytes"),
+            read_number(f"{memory}/memory.kmem.usage_in_bytes"),
         )
 
     def process_memory(self) -> ProcessMemory:
@@ -295,9 +298,8 @@ class Cgroup:
 
     def oom_kills(self) -> int:
         """Processes the kernel killed in it for lack of memory."""
-        memory = self.directory("memory")
         file = "memory.events" if self.where.version == 2 else "memory.oom_control"
-        return self._read_pairs(memory / file).get("oom_kill", 0)
+        return self._read_pairs(f"{self._at('memory')}/{file}").get("oom_kill", 0)
 
     def pressure(self) -> dict[str, float]:
         """Seconds its tasks have stalled, by resource (``cpu``, ``memory``, ``io``): PSI."""
@@ -306,7 +308,7 @@ class Cgroup:
         if home is not None:
             for resource in ("cpu", "memory", "io"):
                 with contextlib.suppress(HvctError, ValueError, IndexError):  # PSI may be off
-                    text = read_text(self._places[home] / f"{resource}.pressure")
+                    text = read_text(f"{self._places[home]}/{resource}.pressure")
                     stalled[resource] = int(text.split("total=")[1].split()[0]) / 1e6
         return stalled
 

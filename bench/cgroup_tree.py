@@ -100,7 +100,7 @@ def _delegate(where: Layout, group: Path) -> None:
         ) from error
 
 
-def mkdir(directory: Path, where: Layout, tag: str) -> None:
+def mkdir(directory: Path | str, where: Layout, tag: str) -> None:
     """Make one group's directory, its parents too when somebody has just removed them.
 
     Raises:

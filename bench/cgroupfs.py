@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from bench.errors import HostCannot, HvctError, oserror
@@ -32,7 +32,7 @@ class Layout:
     controllers: dict[str, Path]
     unified: Path | None = None
 
-    @property
+    @cached_property
     def mounts(self) -> tuple[Path, ...]:
         """Every hierarchy in which a group is made, each once."""
         paths = [*self.controllers.values(), *([self.unified] if self.unified else [])]

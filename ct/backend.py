@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -44,7 +43,7 @@ from ct.launcher.build import launcher_path
 from ct.pending import Pending, Place, facts
 from ct.rootfs import Lower
 from ct.scratch import LoopDisk, attached, scratch_steps
-from ct.steps import Step
+from ct.steps import Plan, Steps
 from ct.wire import Launched, LaunchRequest
 from ct.worker import Worker
 
@@ -58,15 +57,8 @@ CLONE_NEWNET = 0x40000000
 LAUNCHERS = 8  # that share what is launched at once; each waits while the kernel makes one
 IDENTITY_MAP = "0 0 65536"  # files keep their owners; what goes is power over the host
 HOST_LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one launch does, as values: see `LaunchRequest`."""
-
-    flags: int
-    steps: tuple[Step, ...]
-    user_map: str = ""
+# After the joining, so that its root is the instance's own group.
+NEW_CGROUP = Steps([steps.unshare(CLONE_NEWCGROUP)])
 
 
 class LauncherBackend(ABC):
@@ -119,7 +111,7 @@ class LauncherBackend(ABC):
         return self._worker
 
     @abstractmethod
-    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Steps = steps.NOTHING) -> Plan:
         """Namespaces and steps of one instance, after it has joined its control group.
 
         Args:
@@ -287,22 +279,23 @@ class LauncherBackend(ABC):
         place: Place,
         channel: int,
     ) -> LaunchRequest:
-        plan = self.plan(spec, lower, scratch_steps(disk) if disk else ())
+        plan = self.plan(spec, lower, scratch_steps(disk) if disk else steps.NOTHING)
         parked = place.parked
         into = cgroup.cradle_fd if cgroup and not parked else None
         join = tuple(cgroup.join_fds(born=into is not None)) if cgroup and not parked else ()
         passed = 1 + (into is not None)  # the channel is the first descriptor
-        first = [steps.join(passed + number) for number in range(len(join))]
+        first = [steps.joins(passed, len(join))]
         passed += len(join)
         first += [
-            steps.enter(passed + number, CLONE_NEWNET) for number in range(len(place.namespaces))
+            Steps([steps.enter(number, CLONE_NEWNET)])
+            for number in range(passed, passed + len(place.namespaces))
         ]
         if not cgroup and spec.cpu_set:
             first.append(steps.affinity(spec.cpu_set))
         return LaunchRequest(
             id=spec.id,
             flags=plan.flags,
-            steps=(*first, *plan.steps),
+            parts=(*first, *plan.parts),
             channel=channel,
             cgroup=into,
             join=join,
@@ -334,6 +327,7 @@ class ContainerBackend(LauncherBackend):
     """
 
     name = "container"
+    enters_network: ClassVar[bool] = False  # one that waits for it, with lo up
 
     def __init__(self, context: RunContext, *, user: bool = False, mask: bool = True) -> None:
         super().__init__(context)
@@ -359,30 +353,30 @@ class ContainerBackend(LauncherBackend):
                 "use network none or bridge",
             )
 
-    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Steps = steps.NOTHING) -> Plan:
         """The container's set-up, in the order in which it happens."""
-        own_network = spec.network is not NetworkMode.HOST
+        new_network = spec.network is not NetworkMode.HOST and not self.enters_network
         flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
-        flags |= CLONE_NEWNET if own_network else 0
+        flags |= CLONE_NEWNET if new_network else 0
         flags |= CLONE_NEWUSER if self.user else 0
         unified = spec.accounting and cgroup_version() == 2
         return Plan(
             flags,
             (
-                # Only now, so that its root is the instance's own group.
-                steps.unshare(CLONE_NEWCGROUP),
-                *network.link_steps(spec),
-                *rootfs.root_steps(lower, spec),
-                *rootfs.kernel_steps(unified=unified),
-                *rootfs.device_steps(spec.limits.shm_bytes, bind=self.binds_devices, own_ipc=True),
-                *disk,
-                *rootfs.hosts_steps(spec),
+                NEW_CGROUP,
+                network.link_steps(spec),
+                rootfs.root_steps(lower, spec.limits),
+                rootfs.kernel_steps(unified=unified),
+                rootfs.device_steps(spec.limits.shm_bytes, bind=self.binds_devices, own_ipc=True),
+                disk,
+                rootfs.hosts_steps(spec),
                 steps.hostname(spec.hostname),
-                *network.interface_steps(spec),
-                *(security.mask_steps() if self.mask else ()),
-                steps.detach(),
+                network.LOOPBACK if new_network else steps.NOTHING,
+                network.interface_steps(spec),
+                security.mask_steps() if self.mask else steps.NOTHING,
+                rootfs.DETACH,
                 # "same" has the agent do it, in every arm at the same point.
-                *(security.confine_steps() if spec.security is not Security.SAME else ()),
+                steps.NOTHING if spec.security is Security.SAME else security.confine_steps(),
             ),
             IDENTITY_MAP if self.user else "",
         )

@@ -14,7 +14,7 @@ import struct
 from bench.errors import LaunchFailed
 from bench.model import Address, InstanceSpec, NetworkMode
 from ct import steps
-from ct.steps import Step
+from ct.steps import Steps
 
 NETNS_FD = 4  # ct/launcher/steps.c puts the instance's namespace there for this message
 INTERFACE = "eth0"
@@ -63,21 +63,23 @@ def link_message(address: Address) -> bytes:
     return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), RTM_NEWLINK, flags, 1, 0) + body
 
 
-def link_steps(spec: InstanceSpec) -> tuple[Step, ...]:
+LOOPBACK = Steps([steps.loopback()])
+
+
+def link_steps(spec: InstanceSpec) -> Steps:
     """Make the pair; before anything else, while the host's /proc is still in sight."""
     if spec.network is not NetworkMode.BRIDGE or spec.address is None:
-        return ()
-    return (steps.link(link_message(spec.address)),)
+        return steps.NOTHING
+    return Steps([steps.link(link_message(spec.address))])
 
 
-def interface_steps(spec: InstanceSpec) -> tuple[Step, ...]:
-    """Bring up what is inside, with address and a permanent entry for the host."""
-    if spec.network is NetworkMode.HOST:
-        return ()
-    if spec.network is NetworkMode.NONE or spec.address is None:
-        return (steps.loopback(),)
-    return (
-        steps.loopback(),
-        steps.interface(INTERFACE, spec.address),
-        steps.neighbour(INTERFACE, spec.address),
+def interface_steps(spec: InstanceSpec) -> Steps:
+    """Give the interface inside its address and a permanent entry for the host, and bring it up."""
+    if spec.network is not NetworkMode.BRIDGE or spec.address is None:
+        return steps.NOTHING
+    return Steps(
+        (
+            steps.interface(INTERFACE, spec.address),
+            steps.neighbour(INTERFACE, spec.address),
+        )
     )

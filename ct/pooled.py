@@ -11,26 +11,27 @@ instance's.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections import deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 from bench.context import RunContext
 from bench.errors import HvctError, Refused
 from bench.model import InstanceSpec, NetworkMode
 from ct import steps
-from ct.backend import CLONE_NEWNET, ContainerBackend, Plan
+from ct.backend import CLONE_NEWNET, ContainerBackend
 from ct.pending import Place
-from ct.rootfs import Lower
-from ct.steps import Step
+from ct.steps import Steps
 from ct.worker import Worker
 
-MAKE = (steps.unshare(CLONE_NEWNET), steps.loopback(), steps.keep_netns())
+MAKE = Steps((steps.unshare(CLONE_NEWNET), steps.loopback(), steps.keep_netns()))
 
 
 class PooledBackend(ContainerBackend):
     """Containers that enter a network namespace which waits for them."""
+
+    enters_network: ClassVar[bool] = True
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
@@ -44,12 +45,6 @@ class PooledBackend(ContainerBackend):
                 "a container with the host's network enters no network namespace of its own",
                 "use network none or bridge, or the arm container",
             )
-
-    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
-        """A container's, without what was done beforehand."""
-        whole = super().plan(spec, lower, disk)
-        left = tuple(step for step in whole.steps if step != steps.loopback())
-        return dataclasses.replace(whole, flags=whole.flags & ~CLONE_NEWNET, steps=left)
 
     def prepare(self, spec: InstanceSpec) -> None:
         """Also make the first namespace."""

@@ -11,16 +11,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import Refused
 from bench.model import InstanceSpec
 from ct import rootfs, steps
-from ct.backend import CLONE_NEWNS, HOST_LOOPBACK, LauncherBackend, Plan
+from ct.backend import CLONE_NEWNS, HOST_LOOPBACK, LauncherBackend
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
-from ct.steps import Step
+from ct.steps import Plan, Steps
 from ct.wire import readable
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -82,17 +81,17 @@ class ProcessBackend(LauncherBackend):
                 f"end what uses it (ss -ltnp 'sport = :{spec.listen_port}')",
             )
 
-    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Steps = steps.NOTHING) -> Plan:
         """The same root file system, and nothing else."""
         return Plan(
             CLONE_NEWNS,
             (
-                *rootfs.root_steps(lower, spec),
-                *rootfs.kernel_steps(unified=False),
-                *rootfs.device_steps(spec.limits.shm_bytes, bind=False, own_ipc=False),
-                *disk,
-                *rootfs.hosts_steps(spec),
-                steps.detach(),
+                rootfs.root_steps(lower, spec.limits),
+                rootfs.kernel_steps(unified=False),
+                rootfs.device_steps(spec.limits.shm_bytes, bind=False, own_ipc=False),
+                disk,
+                rootfs.hosts_steps(spec),
+                rootfs.DETACH,
             ),
         )
 

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from bench.errors import HvctError, LaunchFailed
-from bench.model import Image, InstanceSpec
+from bench.model import Image, InstanceSpec, Limits
 from ct import steps
-from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, Step
+from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, Steps
 from ct.wire import StepFailed
 from ct.worker import Worker
 
@@ -37,6 +37,9 @@ LINKS = {
     "/dev/stderr": "/proc/self/fd/2",
     "/dev/ptmx": "pts/ptmx",
 }
+
+
+DETACH = Steps([steps.detach()])
 
 
 @dataclass(frozen=True)
@@ -94,25 +97,27 @@ def _mount_options(worker: Worker, folder: str) -> str:
     raise HvctError(f"the mount {target} is not there")
 
 
-def root_steps(lower: Lower, spec: InstanceSpec) -> tuple[Step, ...]:
+@cache
+def root_steps(lower: Lower, limits: Limits) -> Steps:
     """A fresh writable layer over the image, and into it."""
-    limits = spec.limits
     size = f"size={limits.writable_bytes},nr_inodes={limits.writable_inodes},mode=755"
     # xino=off, as in a guest: a file's inode number is the image's own, the same in every arm.
     layers = f"lowerdir={lower.folder},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work,xino=off"
-    return (
-        steps.mount("tmpfs", SCRATCH, "tmpfs", MS_NODEV, size),
-        steps.mkdir(f"{SCRATCH}/upper"),
-        steps.mkdir(f"{SCRATCH}/work"),
-        steps.mkdir(ROOT),
-        # No device node of the image works: there is no device control group.
-        steps.mount("overlay", ROOT, "overlay", MS_NODEV, layers),
-        steps.pivot(ROOT),
+    return Steps(
+        (
+            steps.mount("tmpfs", SCRATCH, "tmpfs", MS_NODEV, size),
+            steps.mkdir(f"{SCRATCH}/upper"),
+            steps.mkdir(f"{SCRATCH}/work"),
+            steps.mkdir(ROOT),
+            # No device node of the image works: there is no device control group.
+            steps.mount("overlay", ROOT, "overlay", MS_NODEV, layers),
+            steps.pivot(ROOT),
+        )
     )
 
 
 @cache
-def kernel_steps(*, unified: bool) -> tuple[Step, ...]:
+def kernel_steps(*, unified: bool) -> Steps:
     """/proc and a read-only /sys; on cgroup v2 the instance's own group, read-only."""
     quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC
     plan = [
@@ -123,11 +128,11 @@ def kernel_steps(*, unified: bool) -> tuple[Step, ...]:
     ]
     if unified:
         plan.append(steps.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet | MS_RDONLY))
-    return tuple(plan)
+    return Steps(plan)
 
 
 @cache
-def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ...]:
+def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> Steps:
     """A fresh /dev: the basic nodes (bound from the host's where they cannot be made)."""
     quiet = MS_NOSUID | MS_NOEXEC
     plan = [
@@ -157,12 +162,12 @@ def device_steps(shm_bytes: int, *, bind: bool, own_ipc: bool) -> tuple[Step, ..
     if own_ipc:
         plan.append(steps.mkdir("/dev/mqueue"))
         plan.append(steps.mount("mqueue", "/dev/mqueue", "mqueue", quiet | MS_NODEV))
-    return tuple(plan)
+    return Steps(plan)
 
 
-def hosts_steps(spec: InstanceSpec) -> tuple[Step, ...]:
+def hosts_steps(spec: InstanceSpec) -> Steps:
     """/etc/hosts with the instance's own name, and its machine-id; no more of /etc is touched."""
     own = spec.address.ip if spec.address else "127.0.1.1"
     text = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n{own}\t{spec.hostname}\n"
     own_id = steps.write("/etc/machine-id", f"{spec.machine_id}\n")
-    return (steps.mkdir("/etc"), steps.write("/etc/hosts", text), own_id)
+    return Steps((steps.mkdir("/etc"), steps.write("/etc/hosts", text), own_id))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Sequence
 
 from bench.command import run
 from bench.context import RunContext
@@ -20,10 +19,10 @@ from bench.errors import HvctError, Refused
 from bench.image.unpacked import unpacked
 from bench.model import Capability, Ids, Image, InstanceSpec, NetworkMode
 from ct import rootfs, steps
-from ct.backend import ContainerBackend, Plan
+from ct.backend import ContainerBackend
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
-from ct.steps import MS_BIND, Step
+from ct.steps import MS_BIND, Plan, Steps
 
 ENTER = ("unshare", "--user", "--map-root-user")
 REDUCED = (
@@ -98,17 +97,19 @@ class RootlessBackend(ContainerBackend):
         )
         return super().launch(dataclasses.replace(spec, accounting=False, ids=ids))
 
-    def plan(self, spec: InstanceSpec, lower: Lower, disk: Sequence[Step] = ()) -> Plan:
+    def plan(self, spec: InstanceSpec, lower: Lower, disk: Steps = steps.NOTHING) -> Plan:
         """A container's; the group of terminals does not exist in it."""
         whole = super().plan(spec, lower, disk)
         terminals = rootfs.DEVPTS.rpartition(",")[0]
         return dataclasses.replace(
             whole,
-            steps=tuple(
-                dataclasses.replace(step, arguments=(*step.arguments[:-1], terminals))
-                if step.arguments[-1:] == (rootfs.DEVPTS,)
-                else step
-                for step in whole.steps
+            parts=(
+                Steps(
+                    dataclasses.replace(step, arguments=(*step.arguments[:-1], terminals))
+                    if step.arguments[-1:] == (rootfs.DEVPTS,)
+                    else step
+                    for step in whole.steps
+                ),
             ),
         )
 

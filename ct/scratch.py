@@ -21,7 +21,7 @@ from bench.errors import HostCannot, HvctError, oserror
 from bench.model import DiskUsage
 from bench.scratch import SECTOR_BYTES
 from ct import steps
-from ct.steps import MS_NOATIME, MS_NODEV, Step
+from ct.steps import MS_NOATIME, MS_NODEV, Steps
 
 # linux/loop.h
 LOOP_CONFIGURE, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82
@@ -93,12 +93,14 @@ def attached(file: Path) -> Iterator[LoopDisk]:
         _await_detached(number, file)
 
 
-def scratch_steps(disk: LoopDisk) -> tuple[Step, ...]:
+def scratch_steps(disk: LoopDisk) -> Steps:
     """Mount it at /scratch: after the pivot, when a relative path is the host's."""
-    return (
-        steps.mkdir("/scratch"),
-        # As a guest mounts it; device nodes work nowhere but in /dev.
-        steps.mount(disk.node, "/scratch", "ext4", MS_NOATIME | MS_NODEV),
+    return Steps(
+        (
+            steps.mkdir("/scratch"),
+            # As a guest mounts it; device nodes work nowhere but in /dev.
+            steps.mount(disk.node, "/scratch", "ext4", MS_NOATIME | MS_NODEV),
+        )
     )
 
 

@@ -13,11 +13,11 @@ from functools import cache
 from bench.agent.confinement import CAPABILITY_MASK, MASKED, READ_ONLY
 from bench.agent.seccomp import seccomp_program
 from ct import steps
-from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Step
+from ct.steps import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Steps
 
 
 @cache
-def mask_steps() -> tuple[Step, ...]:
+def mask_steps() -> Steps:
     """Hide and protect paths of /proc and /sys; those that this kernel has."""
     plan = []
     for path in MASKED:
@@ -30,14 +30,16 @@ def mask_steps() -> tuple[Step, ...]:
         if os.path.exists(path):
             flags = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
             plan += [steps.mount(path, path, "", MS_BIND), steps.mount("", path, "", flags)]
-    return tuple(plan)
+    return Steps(plan)
 
 
 @cache
-def confine_steps() -> tuple[Step, ...]:
+def confine_steps() -> Steps:
     """The last acts before the program runs: capabilities, no_new_privs, the filter."""
-    return (
-        steps.capabilities(CAPABILITY_MASK),
-        steps.no_new_privs(),
-        steps.seccomp(seccomp_program()),
+    return Steps(
+        (
+            steps.capabilities(CAPABILITY_MASK),
+            steps.no_new_privs(),
+            steps.seccomp(seccomp_program()),
+        )
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import chain
 
 from bench.model import Address
 from bench.record import encode
@@ -27,13 +28,44 @@ class Step:
 
     @cached_property
     def encoded(self) -> bytes:
-        """Its part of the request's record; steps that are the same in every launch keep it."""
+        """Its part of the request's record."""
         return encode([("do", self.do), *(("arg", argument) for argument in self.arguments)])
 
     def describe(self) -> str:
         """The step on one line, for error texts."""
         shown = (word if len(word) <= 60 else word[:57] + "…" for word in self.arguments)
         return " ".join((self.do, *(word.replace("\n", "⏎") for word in shown if word)))
+
+
+class Steps(tuple[Step, ...]):
+    """Steps that stand together; those that are the same in every launch are made once."""
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Their part of the request's record."""
+        return b"".join(step.encoded for step in self)
+
+
+NOTHING = Steps()
+
+
+def flat(parts: Iterable[Steps]) -> tuple[Step, ...]:
+    """One after the other, as the launcher counts them."""
+    return tuple(chain.from_iterable(parts))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one launch does, as values: see `ct.wire.LaunchRequest`."""
+
+    flags: int
+    parts: tuple[Steps, ...]
+    user_map: str = ""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One after the other."""
+        return flat(self.parts)
 
 
 def join(descriptor_index: int) -> Step:
@@ -46,6 +78,12 @@ def unshare(flags: int) -> Step:
     return Step("unshare", (str(flags),))
 
 
+@cache
+def joins(first: int, count: int) -> Steps:
+    """Enter so many control groups, passed at `first` and after it."""
+    return Steps(join(number) for number in range(first, first + count))
+
+
 def enter(descriptor_index: int, flags: int) -> Step:
     """Enter the namespace that was passed at this index; `flags` says of which kind it is."""
     return Step("enter", (str(descriptor_index), str(flags)))
@@ -56,9 +94,10 @@ def keep_netns() -> Step:
     return Step("keep_netns")
 
 
-def affinity(cpus: Iterable[int]) -> Step:
+@cache
+def affinity(cpus: tuple[int, ...]) -> Steps:
     """Run on these CPUs only (where there is no control group to say so)."""
-    return Step("affinity", (",".join(map(str, cpus)),))
+    return Steps([Step("affinity", (",".join(map(str, cpus)),))])
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> Step:
@@ -101,9 +140,10 @@ def detach() -> Step:
     return Step("detach")
 
 
-def hostname(name: str) -> Step:
+@cache
+def hostname(name: str) -> Steps:
     """Name the host, as seen inside."""
-    return Step("hostname", (name,))
+    return Steps([Step("hostname", (name,))])
 
 
 def link(message: bytes) -> Step:

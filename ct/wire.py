@@ -19,11 +19,12 @@ from errno import E2BIG, ELOOP, ENOMEM, EXDEV
 from bench.agent.frames import LINK
 from bench.errors import HvctError, LaunchFailed
 from bench.record import decode, encode
-from ct.steps import Step
+from ct.steps import Step, Steps, flat
 
 ANSWER_TIMEOUT_S = 20.0
 RECORD_BYTES = 1 << 18  # as in launcher/launcher.h
 LOG_NAME = "ct-launcher.log"
+AGENT = ("hvct-agent", "--channel=3")
 
 
 def readable(descriptor: int, timeout_s: float) -> bool:
@@ -70,7 +71,7 @@ class LaunchRequest:
 
     Attributes:
         flags: namespaces, as clone3's flags.
-        steps: run in the child, in order.
+        parts: the steps that are run in the child, in order.
         channel: descriptor that becomes the program's 3.
         cgroup: directory descriptor for CLONE_INTO_CGROUP: `Cgroup.cradle_fd`.
         join: descriptors of `Cgroup.join_files` besides.
@@ -80,13 +81,18 @@ class LaunchRequest:
 
     id: str
     flags: int
-    steps: tuple[Step, ...]
+    parts: tuple[Steps, ...]
     channel: int
     cgroup: int | None = None
     join: tuple[int, ...] = ()
     namespaces: tuple[int, ...] = ()
     user_map: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One after the other, as an answer counts them."""
+        return flat(self.parts)
 
 
 @dataclass(frozen=True)
@@ -149,9 +155,9 @@ class Wire:
         descriptors += (*request.join, *request.namespaces)
         if request.user_map:
             pairs.append(("uid_map", request.user_map))
-        pairs += [("argv", "hvct-agent"), ("argv", "--channel=3")]
+        pairs += [("argv", word) for word in AGENT]
         pairs += [("env", f"{name}={value}") for name, value in request.environment.items()]
-        self.send(pairs, descriptors, request.steps)
+        self.send(pairs, descriptors, request.parts)
         self._expected.add(request.id)
 
     def forget(self, id: str) -> None:
@@ -173,7 +179,7 @@ class Wire:
         self, request: LaunchRequest, answer: dict[str, str], descriptors: list[int]
     ) -> Launched:
         """The process that an answer tells of; raises what `launched` does."""
-        raise_failure(answer, request.steps)
+        raise_failure(answer, request.parts)
         return Launched(
             id=self.exit_id or request.id,
             pid=int(answer["pid"]),
@@ -199,14 +205,14 @@ class Wire:
         return self._exited.pop(id)
 
     def send(
-        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
+        self, pairs: list[tuple[str, str | int]], descriptors: list[int], parts: Sequence[Steps]
     ) -> None:
         """Send one request.
 
         Raises:
             LaunchFailed: nobody is there any more.
         """
-        data = encode(pairs) + b"".join(step.encoded for step in steps)
+        data = encode(pairs) + b"".join([part.encoded for part in parts])
         if len(data) >= RECORD_BYTES:
             raise HvctError(f"a plan of {len(data)} bytes is too long for the launcher")
         try:
@@ -276,11 +282,11 @@ class Wire:
         )
 
 
-def raise_failure(answer: dict[str, str], steps: Sequence[Step]) -> None:
+def raise_failure(answer: dict[str, str], parts: Sequence[Steps]) -> None:
     """Raise what an answer says went wrong, if anything."""
     if answer["reply"] == "bad":
         raise HvctError(f"the launcher refused a request: {answer['message']}")
     if answer["reply"] == "failed":
-        index = int(answer["step"])
+        index, steps = int(answer["step"]), flat(parts)
         step = steps[index] if 0 <= index < len(steps) else None
         raise StepFailed(answer["name"], int(answer["errno"]), step)

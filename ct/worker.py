@@ -12,14 +12,13 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import LaunchFailed, oserror
 from bench.record import encode
-from ct.steps import Step
-from ct.steps import join as join_step
+from ct.steps import NOTHING, Step, Steps, joins
 from ct.wire import (
     ANSWER_TIMEOUT_S,
     LOG_NAME,
@@ -180,26 +179,26 @@ class Worker(Wire):
         finally:
             os.close(writable)
         try:
-            self._setup([("program", 0)], [program], ())
+            self._setup([("program", 0)], [program], NOTHING)
         finally:
             os.close(program)
 
-    def setup(self, steps: Sequence[Step]) -> int:
+    def setup(self, steps: Iterable[Step]) -> int:
         """Run steps in the launcher's own namespace; the loop device's number, else -1.
 
         Raises:
             StepFailed: one of them failed.
         """
-        return int(self._setup([], [], steps)["loop"])
+        return int(self._setup([], [], Steps(steps))["loop"])
 
-    def ask_namespace(self, steps: Sequence[Step]) -> str:
+    def ask_namespace(self, steps: Steps) -> str:
         """Have steps make a namespace and keep it; returns at once, `namespace` has it."""
         id = self._next_id()
-        self.send([("request", "setup"), ("id", id)], [], steps)
+        self.send([("request", "setup"), ("id", id)], [], (steps,))
         self._expected.add(id)
         return id
 
-    def namespace(self, id: str, steps: Sequence[Step]) -> int:
+    def namespace(self, id: str, steps: Steps) -> int:
         """The descriptor of what `ask_namespace` asked for; the caller closes it.
 
         Raises:
@@ -207,7 +206,7 @@ class Worker(Wire):
             LaunchFailed: the launcher is gone.
         """
         answer, descriptors = self.answer(id)
-        raise_failure(answer, steps)
+        raise_failure(answer, (steps,))
         return descriptors[0]
 
     def _next_id(self) -> str:
@@ -215,12 +214,12 @@ class Worker(Wire):
         return f"setup {self._count}"
 
     def _setup(
-        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Sequence[Step]
+        self, pairs: list[tuple[str, str | int]], descriptors: list[int], steps: Steps
     ) -> dict[str, str]:
         id = self._next_id()
-        self.send([("request", "setup"), ("id", id), *pairs], descriptors, steps)
+        self.send([("request", "setup"), ("id", id), *pairs], descriptors, (steps,))
         answer, _ = self.answer(id)
-        raise_failure(answer, steps)
+        raise_failure(answer, (steps,))
         return answer
 
     def park(self, id: str, join: Sequence[int]) -> ParkedSlot:
@@ -232,13 +231,12 @@ class Worker(Wire):
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parked = ParkedSlot(self, ours, id)
-        joins = [join_step(number) for number in range(1, len(join) + 1)]
         try:
             with theirs:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * RECORD_BYTES)
                 pairs: list[tuple[str, str | int]] = [("request", "park"), ("id", id), ("slot", 0)]
-                self.send(pairs, [theirs.fileno(), *join], joins)
+                self.send(pairs, [theirs.fileno(), *join], (joins(1, len(join)),))
         except BaseException:
             parked.close()
             raise

@@ -15,6 +15,7 @@ import pytest
 from bench.agent.confinement import CAPABILITY_MASK
 from bench.agent.launch_record import workload_rlimits
 from bench.agent.session import AgentSession, run_record
+from bench.host import meminfo
 from bench.identity import FIELDS, FieldClass, derived
 from bench.model import Event, Ids, Image, ImageConfig, InstanceSpec, ReceiptLevel, Security
 
@@ -47,7 +48,7 @@ def receipt(agents: Any) -> Callable[..., Receipt]:
 
 def changed(first: Receipt, second: Receipt) -> set[str]:
     """Fields that differ, but for those that differ between any two launches."""
-    free = {"pid", "mem_available_bytes", "writable_free", "entropy_avail"}
+    free = {"pid", "writable_free", "entropy_avail"}
     return {key for key in {*first, *second} - free if first.get(key) != second.get(key)}
 
 
@@ -73,7 +74,8 @@ def test_cheap_receipt_matches_the_spec(receipt: Callable[..., Receipt]) -> None
         shown = [str(value) if value >= 0 else "unlimited" for value in (soft, hard)]
         assert limits[name] == shown
     assert set(limits) == {name for name, *_ in workload_rlimits()}  # none is left to chance
-    assert int(got["mem_total_bytes"]) > int(got["mem_available_bytes"]) > 0
+    assert int(got["mem_total_bytes"]) == meminfo()["MemTotal"]
+    assert int(got["swap_total_bytes"]) == meminfo()["SwapTotal"]
     assert int(got["stdout_bytes"]) == 0
 
 
@@ -118,6 +120,25 @@ def test_confinement_is_in_force(receipt: Callable[..., Receipt]) -> None:
     assert got["cap_effective"] == got["cap_bounding"]
     assert int(got["cap_effective"], 16) == CAPABILITY_MASK
     assert (got["no_new_privs"], got["seccomp"]) == ("1", "2")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("security", [Security.CONTAINER_NATIVE, Security.SAME])
+def test_capabilities_are_those_of_proc(
+    receipt: Callable[..., Receipt], tmp_path: Path, security: Security
+) -> None:
+    """Asked one by one, the sets are what /proc/self/status says of the workload."""
+    if os.geteuid() != 0:
+        pytest.skip("capabilities need root")
+    allow_all = (6).to_bytes(2, "little") + bytes(2) + 0x7FFF0000.to_bytes(4, "little")
+    status = tmp_path / "status"
+    argv = ("sh", "-c", f"cat /proc/self/status > {status}")
+    got = receipt(argv=argv, security=security, seccomp=allow_all)
+    shown = dict(line.split(":\t") for line in status.read_text().splitlines() if ":\t" in line)
+    labels = {"inheritable": "Inh", "permitted": "Prm", "effective": "Eff", "bounding": "Bnd"}
+    for name, label in {**labels, "ambient": "Amb"}.items():
+        assert got[f"cap_{name}"] == shown[f"Cap{label}"]
+    assert got["no_new_privs"] == shown["NoNewPrivs"]
 
 
 def test_digest_level_adds_the_machine(receipt: Callable[..., Receipt]) -> None:

@@ -20,7 +20,7 @@ from bench.journal import open_run
 from bench.model import Event, Image, InstanceSpec
 from ct.backend import ContainerBackend
 from ct.rootfs import Lower, kernel_steps, mount_image
-from ct.steps import MS_RDONLY, detach, loop_mount
+from ct.steps import MS_RDONLY, Steps, detach, loop_mount
 from ct.wire import LaunchRequest
 
 pytestmark = pytest.mark.root
@@ -87,7 +87,7 @@ def test_born_in_a_unified_group(context: RunContext, busybox: Image) -> None:
         request = LaunchRequest(
             id=spec.id,
             flags=plan.flags,
-            steps=(*plan.steps[:at], *mount, *plan.steps[at:]),
+            parts=(Steps((*plan.steps[:at], *mount, *plan.steps[at:])),),
             channel=theirs.fileno(),
             cgroup=descriptor,
         )

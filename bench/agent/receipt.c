@@ -6,12 +6,15 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -50,11 +53,19 @@ static void add_line(struct record *out, const char *key, const char *text, cons
     record_add(out, key, "%.*s", (int)strcspn(text, "\n"), text);
 }
 
-static void add_kib(struct record *out, const char *key, const char *text, const char *label) {
-    const char *line = strstr(text, label);
+static void add_number(struct record *out, const char *key, uint64_t value) {
+    record_add(out, key, "%llu", (unsigned long long)value);
+}
+
+/* What the guest's kernel leaves to the workload. Elsewhere it is the host's, and no fact of the
+ * instance. */
+static void add_available(struct record *out) {
+    char text[4096];
+    const char *line;
     unsigned long long kib;
-    if (line && sscanf(line + strlen(label), ": %llu kB", &kib) == 1)
-        record_add(out, key, "%llu", kib * 1024);
+    if (read_text("/proc/meminfo", text, sizeof text) && (line = strstr(text, "MemAvailable:")) &&
+        sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+        add_number(out, "mem_available_bytes", kib * 1024);
 }
 
 static void add_file(struct record *out, const char *key, const char *path) {
@@ -77,6 +88,30 @@ static void add_rlimits(struct record *out) {
     }
 }
 
+static void add_set(struct record *out, const char *key, uint64_t set) {
+    record_add(out, key, "%016llx", (unsigned long long)set);
+}
+
+/* As /proc/self/status has them; the kernel takes several times as long to write that. */
+static void add_capabilities(struct record *out) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct half[2];
+    uint64_t inheritable, bounding = 0, ambient = 0;
+    if (syscall(SYS_capget, &header, half))
+        return;
+    inheritable = half[0].inheritable | (uint64_t)half[1].inheritable << 32;
+    for (int cap = 0, held; cap < 64 && (held = prctl(PR_CAPBSET_READ, cap, 0, 0, 0)) >= 0; cap++)
+        bounding |= (uint64_t)held << cap;
+    for (int cap = 0; inheritable >> cap; cap++) /* what is not inheritable is not ambient */
+        if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, cap, 0, 0) > 0)
+            ambient |= 1ULL << cap;
+    add_set(out, "cap_inheritable", inheritable);
+    add_set(out, "cap_permitted", half[0].permitted | (uint64_t)half[1].permitted << 32);
+    add_set(out, "cap_effective", half[0].effective | (uint64_t)half[1].effective << 32);
+    add_set(out, "cap_bounding", bounding);
+    add_set(out, "cap_ambient", ambient);
+}
+
 static void add_identity(struct record *out) {
     char text[PATH_MAX];
     gid_t groups[GROUPS_MAX];
@@ -94,14 +129,8 @@ static void add_identity(struct record *out) {
     record_add(out, "securebits", "%d", prctl(PR_GET_SECUREBITS, 0, 0, 0, 0));
     record_add(out, "timerslack_ns", "%d", prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0));
     record_add(out, "nice", "%d", getpriority(PRIO_PROCESS, 0));
-    if (!read_text("/proc/self/status", text, sizeof text))
-        return;
-    add_line(out, "no_new_privs", text, "NoNewPrivs");
-    add_line(out, "cap_inheritable", text, "CapInh");
-    add_line(out, "cap_permitted", text, "CapPrm");
-    add_line(out, "cap_effective", text, "CapEff");
-    add_line(out, "cap_bounding", text, "CapBnd");
-    add_line(out, "cap_ambient", text, "CapAmb");
+    record_add(out, "no_new_privs", "%d", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
+    add_capabilities(out);
 }
 
 static void add_file_system(struct record *out, const char *path, const char *prefix) {
@@ -112,24 +141,24 @@ static void add_file_system(struct record *out, const char *path, const char *pr
     snprintf(key, sizeof key, "%s_magic", prefix);
     record_add(out, key, "%lx", (unsigned long)info.f_type);
     snprintf(key, sizeof key, "%s_bytes", prefix);
-    record_add(out, key, "%llu",
-               (unsigned long long)info.f_blocks * (unsigned long long)info.f_bsize);
+    add_number(out, key, (uint64_t)info.f_blocks * (uint64_t)info.f_bsize);
     snprintf(key, sizeof key, "%s_inodes", prefix);
-    record_add(out, key, "%llu", (unsigned long long)info.f_files);
+    add_number(out, key, info.f_files);
 }
 
 static void add_machine(struct record *out) {
-    char text[4096];
     cpu_set_t cpus;
     struct utsname name;
+    struct sysinfo memory;
     if (sched_getaffinity(0, sizeof cpus, &cpus) == 0)
         record_add(out, "cpus_allowed", "%d", CPU_COUNT(&cpus));
     add_file(out, "cpus_online", "/sys/devices/system/cpu/online");
-    if (read_text("/proc/meminfo", text, sizeof text)) {
-        add_kib(out, "mem_total_bytes", text, "MemTotal");
-        add_kib(out, "mem_available_bytes", text, "MemAvailable");
-        add_kib(out, "swap_total_bytes", text, "SwapTotal");
+    if (sysinfo(&memory) == 0) {
+        add_number(out, "mem_total_bytes", (uint64_t)memory.totalram * memory.mem_unit);
+        add_number(out, "swap_total_bytes", (uint64_t)memory.totalswap * memory.mem_unit);
     }
+    if (agent.virtual_machine)
+        add_available(out);
     if (uname(&name) == 0) {
         record_add(out, "hostname", "%s", name.nodename);
         record_add(out, "release", "%s", name.release);

@@ -143,7 +143,7 @@ class PeerBackend(ABC):
             group: the control group to join, below each hierarchy's mount; "" for none.
         """
 
-    def joined(self, cgroup: Cgroup) -> Sequence[Path]:
+    def joined(self, cgroup: Cgroup) -> Sequence[str]:
         """The files by which the worker's child, born in the group's cradle, enters the rest."""
         return cgroup.join_files(born=True)
 

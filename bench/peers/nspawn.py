@@ -65,7 +65,7 @@ class NspawnBackend(PeerBackend):
             self._agents = connection
         return connection
 
-    def joined(self, cgroup: Cgroup) -> Sequence[Path]:
+    def joined(self, cgroup: Cgroup) -> Sequence[str]:
         """Where versions are mixed, a group in systemd's own hierarchy as well.
 
         There nspawn makes groups for itself and for what it runs, below the one it is in.
@@ -74,7 +74,7 @@ class NspawnBackend(PeerBackend):
         if cgroup.where.version == 2 or not (own / "cgroup.procs").exists():
             return super().joined(cgroup)
         made = make_elsewhere(own, cgroup.tag, cgroup.name)
-        return (*super().joined(cgroup), made / SELF_MOVE)
+        return (*super().joined(cgroup), str(made / SELF_MOVE))
 
     def command(self, spec: InstanceSpec, folder: Path, group: str) -> Command:
         """One command line. Its filter of system calls is its own, and stays but under `same`."""

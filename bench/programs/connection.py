@@ -175,8 +175,8 @@ class Connection:
         descriptors: Sequence[int] = (),
         layer: Layer | None = None,
         tmpfs: Mapping[Path, str] | None = None,
-        join: Sequence[Path] = (),
-        cradle: Path | None = None,
+        join: Sequence[str] = (),
+        cradle: str | None = None,
     ) -> None:
         """Ask for a program; `started` has the answer.
 
@@ -195,8 +195,8 @@ class Connection:
             "folder": str(self.folder_of(id)),
             "layer": layer.__dict__ if layer else None,
             "tmpfs": {str(path): size for path, size in (tmpfs or {}).items()},
-            "join": [str(path) for path in join],
-            "cradle": str(cradle or ""),
+            "join": list(join),
+            "cradle": cradle or "",
         }
         self._send(request, descriptors)
 

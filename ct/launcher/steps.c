@@ -214,9 +214,12 @@ static int do_capabilities(const struct step *step) {
     struct __user_cap_data_struct data[2] = {{0}};
     if (syscall(SYS_capget, &header, data) < 0)
         return -1;
-    for (unsigned long cap = 0; cap < 64 && prctl(PR_CAPBSET_READ, cap) >= 0; cap++)
-        if (!(keep >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
-            return -1;
+    for (unsigned long cap = 0; cap < 64; cap++)
+        if (!(keep >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
+            if (errno != EINVAL || cap == 0)
+                return -1;
+            break; /* there are no more */
+        }
     for (int i = 0; i < 2; i++) {
         uint32_t mask = (uint32_t)(keep >> (32 * i)) & data[i].permitted;
         data[i] = (struct __user_cap_data_struct){.effective = mask, .permitted = mask};
