@@ -37,7 +37,7 @@ from bench.model import (
     Timeline,
 )
 from ct import network, rootfs, security, steps
-from ct.groups import limits_of, new_cgroup
+from ct.groups import join_steps, limits_of, new_cgroup
 from ct.instance import LauncherInstance
 from ct.launcher.build import launcher_path
 from ct.pending import Pending, Place, facts
@@ -280,15 +280,12 @@ class LauncherBackend(ABC):
         channel: int,
     ) -> LaunchRequest:
         plan = self.plan(spec, lower, scratch_steps(disk) if disk else steps.NOTHING)
-        parked = place.parked
-        into = cgroup.cradle_fd if cgroup and not parked else None
-        join = tuple(cgroup.join_fds(born=into is not None)) if cgroup and not parked else ()
-        passed = 1 + (into is not None)  # the channel is the first descriptor
-        first = [steps.joins(passed, len(join))]
-        passed += len(join)
+        joined = cgroup if not place.parked else None
+        first = [join_steps(joined, born=bool(joined.cradle))] if joined else []
         first += [
+            # The channel is the first descriptor that is passed.
             Steps([steps.enter(number, CLONE_NEWNET)])
-            for number in range(passed, passed + len(place.namespaces))
+            for number, _ in enumerate(place.namespaces, start=1)
         ]
         if not cgroup and spec.cpu_set:
             first.append(steps.affinity(spec.cpu_set))
@@ -297,8 +294,7 @@ class LauncherBackend(ABC):
             flags=plan.flags,
             parts=(*first, *plan.parts),
             channel=channel,
-            cgroup=into,
-            join=join,
+            cgroup=(joined and joined.cradle) or "",
             namespaces=place.namespaces,
             user_map=plan.user_map,
             environment={RUN_VARIABLE: self.context.tag},  # so that a cleaner finds it

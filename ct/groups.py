@@ -5,6 +5,8 @@ from __future__ import annotations
 from bench.cgroup import Cgroup, CgroupLimits
 from bench.errors import HostCannot, HvctError, LaunchFailed
 from bench.model import InstanceSpec
+from ct import steps
+from ct.steps import Steps
 
 
 def limits_of(spec: InstanceSpec) -> CgroupLimits:
@@ -30,3 +32,12 @@ def new_cgroup(tag: str, name: str, limits: CgroupLimits) -> Cgroup:
         raise
     except HvctError as error:
         raise LaunchFailed(error.message, error.hint) from error
+
+
+def join_steps(cgroup: Cgroup, *, born: bool = False) -> Steps:
+    """What a process enters a group by.
+
+    Args:
+        born: it is in the group's cradle already.
+    """
+    return Steps(steps.join(file) for file in cgroup.join_files(born=born))

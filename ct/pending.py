@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from bench.cgroup import SELF_MOVE, Cgroup, way_in
+from bench.cgroup import Cgroup, way_in
 from bench.errors import HvctError, LaunchFailed
 from ct.instance import LauncherInstance
 from ct.rootfs import Lower
@@ -120,7 +120,8 @@ def _facts(
     lower: Lower, disk: LoopDisk | None, request: LaunchRequest, joined: str, launched: Launched
 ) -> dict[str, object]:
     if not joined:
-        joined = way_in([SELF_MOVE] * bool(request.join), born=request.cgroup is not None)
+        files = (step.arguments[0] for step in request.steps if step.do == "join")
+        joined = way_in(files, born=bool(request.cgroup))
     return {
         "image_mount": lower.path_taken,
         "image_direct_io": lower.direct_io,

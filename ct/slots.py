@@ -25,7 +25,7 @@ from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed, Refused
 from bench.model import InstanceSpec
 from ct.backend import ContainerBackend
-from ct.groups import limits_of, new_cgroup
+from ct.groups import join_steps, limits_of, new_cgroup
 from ct.pending import Place
 from ct.worker import ParkedSlot, Worker
 
@@ -122,7 +122,7 @@ class SlotBackend(ContainerBackend):
         with contextlib.ExitStack() as undo:
             cgroup = new_cgroup(self.context.tag, name, limits)
             undo.callback(cgroup.remove)
-            parked = worker.park(name, cgroup.join_fds()) if cgroup_version() == 1 else None
+            parked = worker.park(name, join_steps(cgroup)) if cgroup_version() == 1 else None
             undo.pop_all()
         return Slot(worker, cgroup, parked)
 

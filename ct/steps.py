@@ -68,20 +68,14 @@ class Plan:
         return flat(self.parts)
 
 
-def join(descriptor_index: int) -> Step:
-    """Enter the control group whose `Cgroup.join_files` was passed at this index."""
-    return Step("join", (str(descriptor_index),))
+def join(file: str) -> Step:
+    """Enter a control group by one of its `Cgroup.join_files`."""
+    return Step("join", (file,))
 
 
 def unshare(flags: int) -> Step:
     """Enter new namespaces of the calling process."""
     return Step("unshare", (str(flags),))
-
-
-@cache
-def joins(first: int, count: int) -> Steps:
-    """Enter so many control groups, passed at `first` and after it."""
-    return Steps(join(number) for number in range(first, first + count))
 
 
 def enter(descriptor_index: int, flags: int) -> Step:

@@ -73,8 +73,7 @@ class LaunchRequest:
         flags: namespaces, as clone3's flags.
         parts: the steps that are run in the child, in order.
         channel: descriptor that becomes the program's 3.
-        cgroup: directory descriptor for CLONE_INTO_CGROUP: `Cgroup.cradle_fd`.
-        join: descriptors of `Cgroup.join_files` besides.
+        cgroup: where it is born: `Cgroup.cradle`; "" for the launcher's own.
         namespaces: descriptors of namespaces that a step enters.
         user_map: content of uid_map and gid_map, for a user namespace.
     """
@@ -83,8 +82,7 @@ class LaunchRequest:
     flags: int
     parts: tuple[Steps, ...]
     channel: int
-    cgroup: int | None = None
-    join: tuple[int, ...] = ()
+    cgroup: str = ""
     namespaces: tuple[int, ...] = ()
     user_map: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -148,11 +146,9 @@ class Wire:
             ("flags", request.flags),
             ("channel", 0),
         ]
-        descriptors = [request.channel]
-        if request.cgroup is not None:
-            pairs.append(("cgroup", len(descriptors)))
-            descriptors.append(request.cgroup)
-        descriptors += (*request.join, *request.namespaces)
+        descriptors = [request.channel, *request.namespaces]
+        if request.cgroup:
+            pairs.append(("cgroup", request.cgroup))
         if request.user_map:
             pairs.append(("uid_map", request.user_map))
         pairs += [("argv", word) for word in AGENT]

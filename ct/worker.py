@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.context import RUN_VARIABLE, RunContext
 from bench.errors import LaunchFailed, oserror
 from bench.record import encode
-from ct.steps import NOTHING, Step, Steps, joins
+from ct.steps import NOTHING, Step, Steps
 from ct.wire import (
     ANSWER_TIMEOUT_S,
     LOG_NAME,
@@ -222,12 +222,12 @@ class Worker(Wire):
         raise_failure(answer, (steps,))
         return answer
 
-    def park(self, id: str, join: Sequence[int]) -> ParkedSlot:
+    def park(self, id: str, joins: Steps) -> ParkedSlot:
         """Have a helper join control groups and wait in them for one launch; returns at once.
 
         Args:
             id: the slot's name, under which the end of its instance is reported.
-            join: descriptors of `Cgroup.join_files`.
+            joins: by which the helper enters its groups.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parked = ParkedSlot(self, ours, id)
@@ -236,7 +236,7 @@ class Worker(Wire):
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * RECORD_BYTES)
                 pairs: list[tuple[str, str | int]] = [("request", "park"), ("id", id), ("slot", 0)]
-                self.send(pairs, [theirs.fileno(), *join], (joins(1, len(join)),))
+                self.send(pairs, [theirs.fileno()], (joins,))
         except BaseException:
             parked.close()
             raise

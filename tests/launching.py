@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from bench.cgroup import Cgroup
 from bench.context import RunContext
 from bench.model import Image, InstanceSpec, NetworkMode
 
@@ -22,6 +23,12 @@ def make(context: RunContext, image: Image, /, *argv: str, **changes: object) ->
         changes |= {"network": NetworkMode.BRIDGE, "address": context.network.address(number)}
     changes = {"env": ENV, "image": image} | changes
     return InstanceSpec(context.instance(number), argv=argv, **changes)  # type: ignore[arg-type]
+
+
+def enter(group: Cgroup) -> None:
+    """Have this process join a group; it must have one thread, as after a fork."""
+    for file in group.join_files():
+        Path(file).write_text("0")
 
 
 def soon(seconds: float = 10.0) -> int:

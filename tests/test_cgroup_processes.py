@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launching import enter
 
 from bench import cgroupfs, pagecache
 from bench.cgroup import Cgroup, CgroupLimits, remove_all
@@ -35,12 +37,11 @@ def make(**limits: object) -> Cgroup:
 
 def start(group: Cgroup, code: str) -> subprocess.Popen[bytes]:
     """Run Python code in a process that is in the group from before its exec."""
-    descriptors = group.join_fds()
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: [os.write(fd, b"0") for fd in descriptors] and None,
+        preexec_fn=functools.partial(enter, group),
     )
 
 
@@ -239,16 +240,16 @@ def test_remove_takes_child_groups_and_may_be_repeated() -> None:
 
 
 def test_descriptors_are_closed_on_exec_and_by_remove() -> None:
-    """Join descriptors never leak into a program, and end with the group."""
+    """What counters are read through never leaks into a program, and ends with the group."""
     group = make()
-    descriptors = group.join_fds()
-    assert descriptors == group.join_fds()
+    before = len(os.listdir("/proc/self/fd"))
+    group.cpu()
+    group.memory()
+    descriptors = list(group._fds.values())
+    assert descriptors and len(os.listdir("/proc/self/fd")) == before + len(descriptors)
     assert not any(os.get_inheritable(descriptor) for descriptor in descriptors)
-    assert len(descriptors) == len(group.join_files())
     group.remove()
-    for descriptor in descriptors:
-        with pytest.raises(OSError):
-            os.fstat(descriptor)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_limit_that_the_kernel_refuses_leaves_nothing() -> None:

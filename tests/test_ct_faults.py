@@ -175,7 +175,8 @@ def test_the_launcher_survives_nonsense(tmp_path: Path) -> None:
                 Step("mount", ("only-one",)),
                 Step("mkdir", tuple("1234567")),
                 Step("seccomp", ("zz",)),
-                Step("join", ("99",)),
+                Step("join", ("no/such/file",)),
+                Step("enter", ("99", "0")),
                 Step("link", ("00",)),
                 Step("affinity", ("x",)),
             ):

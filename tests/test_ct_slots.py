@@ -25,8 +25,10 @@ from bench.context import RunContext
 from bench.errors import HvctError, LaunchFailed, Refused
 from bench.identity import FieldClass, differences
 from bench.model import Event, Image, Limits, Security
+from ct import steps
 from ct.backend import ContainerBackend
 from ct.slots import PARKED, SlotBackend
+from ct.steps import NOTHING, Steps
 from ct.wire import LaunchRequest, StepFailed
 
 pytestmark = [
@@ -173,7 +175,7 @@ def test_what_a_slot_cannot_do(context: RunContext, backend: SlotBackend, busybo
     """No group, no slot; no user namespace from a slot; a group that cannot be joined is said."""
     with pytest.raises(Refused):
         backend.launch(make(context, busybox, "true", accounting=False))
-    slot = backend.worker.park("slot-userns", ())
+    slot = backend.worker.park("slot-userns", NOTHING)
     slot.await_parked()
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -182,13 +184,12 @@ def test_what_a_slot_cannot_do(context: RunContext, backend: SlotBackend, busybo
         with pytest.raises(HvctError, match="user namespace"):
             slot.launched(request)
     slot.close()
-    with Path("/dev/null").open() as unwritable:
-        slot = backend.worker.park("slot-join", [unwritable.fileno()])
-        with pytest.raises(StepFailed, match="join"):
-            slot.await_parked()
-        slot.close()
+    slot = backend.worker.park("slot-join", Steps([steps.join("no/such/group/tasks")]))
+    with pytest.raises(StepFailed, match="join"):
+        slot.await_parked()
+    slot.close()
     for _ in range(2):  # only one launch, and nothing but a launch
-        slot = backend.worker.park("slot-other", ())
+        slot = backend.worker.park("slot-other", NOTHING)
         slot.await_parked()
         slot.send([("request", "setup"), ("id", "x")], [], ())
         assert slot.answer("x")[0]["reply"] == "bad"
@@ -223,7 +224,7 @@ def test_many_launches_leak_nothing(
 
 def test_an_end_bears_the_name_of_the_slot(context: RunContext, backend: SlotBackend) -> None:
     """Its end is reported under the slot's name, whatever the request was called."""
-    slot = backend.worker.park("slot-fast", ())
+    slot = backend.worker.park("slot-fast", NOTHING)
     slot.await_parked()
     ours, theirs = socket.socketpair()
     session = AgentSession(ours)

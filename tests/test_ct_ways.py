@@ -74,8 +74,6 @@ def test_born_in_a_unified_group(context: RunContext, busybox: Image) -> None:
         group = unified / "hvct" / context.tag / "born"
         group.mkdir(parents=True)
         undo.callback(group.rmdir)
-        descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
-        undo.callback(os.close, descriptor)
         arm = undo.enter_context(ContainerBackend(context))
         lower = mount_image(arm.worker, busybox)
         plan = arm.plan(spec, lower)
@@ -89,7 +87,7 @@ def test_born_in_a_unified_group(context: RunContext, busybox: Image) -> None:
             flags=plan.flags,
             parts=(Steps((*plan.steps[:at], *mount, *plan.steps[at:])),),
             channel=theirs.fileno(),
-            cgroup=descriptor,
+            cgroup=str(group),
         )
         arm.worker.launch(request)
         session = AgentSession(ours)

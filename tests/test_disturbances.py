@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+from launching import enter
 
 from bench import cgroup, disturbances
 from bench.disturbances import Snapshot, between, unmet, unrest, wait_quiet
@@ -59,11 +61,10 @@ def test_a_burning_instance_is_charged_and_not_other_load() -> None:
     """The same work counts as the instance's when its group is named, else as foreign."""
     group = cgroup.Cgroup.create(TAG, "one")
     try:
-        descriptors = group.join_fds()
         before = Snapshot.take(group)
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", BURN],
-            preexec_fn=lambda: [os.write(fd, b"0") for fd in descriptors] and None,
+            preexec_fn=functools.partial(enter, group),
         )
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # reaped: it would be harness
         after = Snapshot.take(group)

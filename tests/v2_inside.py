@@ -145,10 +145,10 @@ def break_name(right: str, wrong: str) -> None:
     from bench import cgroup
 
     text = textwrap.dedent(inspect.getsource(cgroup.Cgroup._settings))
-    if text.count(f'"{right}"') != 1:
+    if text.count(f'/{right}"') != 1:
         raise ValueError(f"the code that sets limits does not name {right} exactly once")
     scope = dict(vars(cgroup))
-    exec(text.replace(f'"{right}"', f'"{wrong}"'), scope)
+    exec(text.replace(f'/{right}"', f'/{wrong}"'), scope)
     cgroup.Cgroup._settings = scope["_settings"]  # type: ignore[method-assign]
 
 

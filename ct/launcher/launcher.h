@@ -38,7 +38,8 @@ struct request {
     const char *kind, *id;
     uint64_t flags;
     int fds[FDS_MAX], fd_count;
-    int channel, program, cgroup, slot; /* indices into fds, -1 where absent */
+    int channel, program, slot; /* indices into fds, -1 where absent */
+    const char *cgroup;         /* where it is born, by CLONE_INTO_CGROUP */
     const char *uid_map, *gid_map;
     char *argv[WORDS_MAX + 1], *env[WORDS_MAX + 1];
     struct step steps[STEPS_MAX];

@@ -91,7 +91,7 @@ static void take_pair(const char *key, char *value) {
     } else if (strcmp(key, "program") == 0) {
         request.program = (int)number(value);
     } else if (strcmp(key, "cgroup") == 0) {
-        request.cgroup = (int)number(value);
+        request.cgroup = value;
     } else if (strcmp(key, "slot") == 0) {
         request.slot = (int)number(value);
     } else if (strcmp(key, "uid_map") == 0) {
@@ -111,7 +111,7 @@ static int missing(int index) { return index >= request.fd_count; }
 
 static void parse(size_t size) {
     request.kind = request.id = "";
-    request.channel = request.program = request.cgroup = request.slot = -1;
+    request.channel = request.program = request.slot = -1;
     if (size == 0 || record[size - 1] != '\0') {
         request.bad = "not a record";
         return;
@@ -129,8 +129,7 @@ static void parse(size_t size) {
     for (int i = 0; i < request.step_count; i++)
         if (request.steps[i].count < request.steps[i].operation->args)
             request.bad = "a step lacks arguments";
-    if (missing(request.channel) || missing(request.program) || missing(request.cgroup) ||
-        missing(request.slot))
+    if (missing(request.channel) || missing(request.program) || missing(request.slot))
         request.bad = "a descriptor is missing";
     if (strlen(request.id) >= ID_MAX)
         request.bad = "the id is too long";

@@ -83,7 +83,7 @@ static int prepare_user_namespace(pid_t pid, int *failed) {
 
 /* Returns the pid, or -1 with `outcome` saying why. */
 static pid_t spawn(int *pidfd) {
-    int gone_pipe[2] = {-1, -1};
+    int gone_pipe[2] = {-1, -1}, cgroup = -1;
     struct clone_arguments arguments = {
         .flags = request.flags | CLONE_PIDFD,
         .pidfd = (uint64_t)(uintptr_t)pidfd,
@@ -94,9 +94,14 @@ static pid_t spawn(int *pidfd) {
         arguments.parent_tid = (uint64_t)(uintptr_t)&own_slot->child;
         arguments.exit_signal = 0;
     }
-    if (request.cgroup >= 0) {
+    if (request.cgroup) {
+        if ((cgroup = open(request.cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) {
+            outcome->failed = FAILED_CLONE;
+            outcome->error = errno;
+            return -1;
+        }
         arguments.flags |= INTO_CGROUP;
-        arguments.cgroup = (uint64_t)request.fds[request.cgroup];
+        arguments.cgroup = (uint64_t)cgroup;
     }
     if (request.uid_map) {
         /* Its maps must be written by a parent that runs: a copy, not shared memory. */
@@ -111,6 +116,8 @@ static pid_t spawn(int *pidfd) {
         arguments.stack_size = sizeof child_stack;
     }
     long pid = clone3_call(&arguments, child);
+    if (cgroup >= 0)
+        close(cgroup);
     if (pid < 0) {
         outcome->failed = FAILED_CLONE;
         outcome->error = (int)-pid;

@@ -57,10 +57,14 @@ ssize_t unhex(const char *text, unsigned char *bytes, size_t room) {
 }
 
 static int do_join(const struct step *step) {
-    int fd = passed(step->arg[0]);
+    int fd = open(step->arg[0], O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    return write(fd, "0", 1) == 1 ? 0 : -1;
+    ssize_t wrote = write(fd, "0", 1);
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return wrote == 1 ? 0 : -1;
 }
 
 static int do_unshare(const struct step *step) {

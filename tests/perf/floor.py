@@ -50,7 +50,7 @@ PROGRAM = r"""
 #include "clone3.h"
 #define TRY(call) if ((call) < 0 && errno != EEXIST) { perror(#call); _exit(9); }
 static char stack[65536] __attribute__((aligned(16)));
-static int groups[16];
+static char name[64];
 static void put(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     TRY(write(fd, text, strlen(text)));
@@ -92,8 +92,8 @@ static void keep(uint64_t mask) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
     TRY(syscall(SYS_capget, &header, data));
-    for (unsigned long cap = 0; cap < 64 && prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-        if (!(mask >> cap & 1)) TRY(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0));
+    for (unsigned long cap = 0; cap < 64; cap++)
+        if (!(mask >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0)) break;
     for (int i = 0; i < 2; i++) {
         uint32_t half = (uint32_t)(mask >> (32 * i)) & data[i].permitted;
         data[i] = (struct __user_cap_data_struct){.effective = half, .permitted = half};
@@ -123,7 +123,6 @@ static void child(void) {
 }
 static long long ns(struct timespec at) { return at.tv_sec * 1000000000LL + at.tv_nsec; }
 int main(int argc, char **argv) {
-    char name[64];
     first = argc > 1 ? open(argv[1], O_RDONLY | O_CLOEXEC) : -1;
     setvbuf(stdout, NULL, _IONBF, 0);
     TRY(unshare(CLONE_NEWNS));
@@ -209,14 +208,12 @@ def source(backend: ContainerBackend, spec: InstanceSpec, program: str, *, direc
             before.append(f"make({quoted(str(directory))}, name);")
             after.append(f"gone({quoted(str(directory))}, name);")
         for path, value in group._settings():
-            before.append(f"set({quoted(str(path))}, name, {quoted(value)});")
-        for number, path in enumerate(group.join_files(born=True)):
-            before.append(f"groups[{number}] = opened({quoted(str(path))}, O_WRONLY, name);")
-            after.append(f"close(groups[{number}]);")
-            lines.insert(number, f'TRY(write(groups[{number}], "0", 1)); close(groups[{number}]);')
+            before.append(f"set({quoted(path)}, name, {quoted(value)});")
+        joins = [f'set({quoted(path)}, name, "0");' for path in group.join_files(born=True)]
+        lines = [*joins, *lines]
         if group.cradle:
-            path = quoted(str(group.cradle))
-            before.append(f"cradle = opened({path}, O_RDONLY | O_DIRECTORY, name);")
+            path = quoted(group.cradle)
+            before.append(f"cradle = opened({path}, O_PATH | O_DIRECTORY, name);")
             after.append("close(cradle);")
     code = next((step.arguments[0] for step in plan.steps if step.do == "seccomp"), "00")
     parts = {

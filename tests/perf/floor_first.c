@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -20,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -47,6 +49,9 @@ static void look(const char *program) {
     struct stat info;
     struct statfs system;
     struct rlimit limit;
+    struct sysinfo memory;
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct half[2];
     char path[4096];
     stat(program, &info);
     TRY(getgroups(64, groups));
@@ -55,12 +60,15 @@ static void look(const char *program) {
     prctl(PR_GET_SECUREBITS, 0, 0, 0, 0);
     prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
     getpriority(PRIO_PROCESS, 0);
-    read_file("/proc/self/status");
+    prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
+    TRY(syscall(SYS_capget, &header, half));
+    for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+        ;
     for (int i = 0; i < RLIM_NLIMITS; i++)
         getrlimit(i, &limit);
     sched_getaffinity(0, sizeof cpus, &cpus);
     read_file("/sys/devices/system/cpu/online");
-    read_file("/proc/meminfo");
+    sysinfo(&memory);
     uname(&name);
     statfs("/", &system);
     statfs("/dev/shm", &system);
