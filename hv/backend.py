@@ -34,6 +34,7 @@ from bench.model import (
     InstanceSpec,
     NetworkMode,
     ProbeStage,
+    ReceiptLevel,
     Security,
     Timeline,
 )
@@ -455,7 +456,8 @@ class VmBackend:
 
     def _available(self, spec: InstanceSpec, ram_bytes: int) -> int | None:
         """Memory available at `started` in a guest with this much RAM."""
-        trial = dataclasses.replace(spec, id=f"{spec.id}m", listen_port=0)
+        level = ReceiptLevel.DIGEST  # the cheap one does not say
+        trial = dataclasses.replace(spec, id=f"{spec.id}m", listen_port=0, receipt=level)
         archive = self._archive(spec)
         deadline_ns = time.monotonic_ns() + int(self.measure_limit_s * 1e9)
         size = memory.Size(ram_bytes)

@@ -57,21 +57,21 @@ static void add_number(struct record *out, const char *key, uint64_t value) {
     record_add(out, key, "%llu", (unsigned long long)value);
 }
 
-/* What the guest's kernel leaves to the workload. Elsewhere it is the host's, and no fact of the
- * instance. */
-static void add_available(struct record *out) {
-    char text[4096];
-    const char *line;
-    unsigned long long kib;
-    if (read_text("/proc/meminfo", text, sizeof text) && (line = strstr(text, "MemAvailable:")) &&
-        sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-        add_number(out, "mem_available_bytes", kib * 1024);
-}
-
 static void add_file(struct record *out, const char *key, const char *path) {
     char text[4096];
     if (read_text(path, text, sizeof text))
         record_add(out, key, "%s", text);
+}
+
+/* The guest's own: elsewhere it is the host's, no fact of the instance, and private. */
+static void add_guest(struct record *out) {
+    char text[4096];
+    const char *line;
+    unsigned long long kib;
+    add_file(out, "cmdline", "/proc/cmdline");
+    if (read_text("/proc/meminfo", text, sizeof text) && (line = strstr(text, "MemAvailable:")) &&
+        sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+        add_number(out, "mem_available_bytes", kib * 1024);
 }
 
 static void add_rlimits(struct record *out) {
@@ -157,8 +157,6 @@ static void add_machine(struct record *out) {
         add_number(out, "mem_total_bytes", (uint64_t)memory.totalram * memory.mem_unit);
         add_number(out, "swap_total_bytes", (uint64_t)memory.totalswap * memory.mem_unit);
     }
-    if (agent.virtual_machine)
-        add_available(out);
     if (uname(&name) == 0) {
         record_add(out, "hostname", "%s", name.nodename);
         record_add(out, "release", "%s", name.release);
@@ -243,8 +241,8 @@ void receipt_gather(struct record *out, const struct run *run, const char *progr
     add_identity(out);
     add_rlimits(out);
     add_machine(out);
+    if (run->digest && agent.virtual_machine)
+        add_guest(out);
     if (run->digest)
         add_digest_level(out);
-    if (run->digest && agent.virtual_machine) /* elsewhere it is the host's, and private */
-        add_file(out, "cmdline", "/proc/cmdline");
 }
