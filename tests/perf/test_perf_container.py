@@ -61,7 +61,7 @@ def without_group(
     ours, theirs = interleaved(
         lambda: to_first(backend, image, accounting=False),
         lambda: run_stamp(*argv),
-        n=24,
+        n=80,
         gap_s=0.02,
     )
     for source, most in bounds:
@@ -120,6 +120,7 @@ def test_against_runc(
                 Bound(0.5),
                 lambda: to_first(backend, stamp_image, accounting=True),
                 peer,
+                n=60,
             )
     finally:
         # runc makes the parent in hierarchies that we do not use, and leaves it there.
@@ -241,7 +242,7 @@ def test_accounting_in_a_slot(
         ours, theirs = interleaved(
             lambda: started(slots, make_spec(slots, stamp_image)),
             lambda: started(backend, make_spec(backend, stamp_image, accounting=False)),
-            n=24,
+            n=160,
             gap_s=0.05,
         )
     name = "container:slot, accounting on ÷ container, off: request to started"
