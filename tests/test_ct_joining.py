@@ -83,6 +83,7 @@ def test_a_step_of_the_network_that_fails_is_named(
     assert made.address is not None
     with container.launch(made) as first:
         assert first.wait(Event.STARTED, soon())
+        container.worker.setup(())  # it has closed what came with the first request
         fds = len(os.listdir(f"/proc/{container.worker.pid}/fd"))
         other = make(context, busybox, "true", bridge=True)
         assert other.address is not None
