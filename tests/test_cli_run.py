@@ -324,7 +324,6 @@ def test_an_image_from_docker_save_to_its_removal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("default_image")
-@pytest.mark.alone
 def test_the_documented_plan_interrupted_and_resumed(tmp_path: Path) -> None:
     """docs/plan.md's example: progress of one line, Ctrl-C that says how to go on, a report."""
     text = (Path(__file__).parent.parent / "docs" / "plan.md").read_text()

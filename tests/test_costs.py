@@ -89,7 +89,6 @@ def let_stand(
 
 
 @pytest.mark.root
-@pytest.mark.alone
 @pytest.mark.vm
 def test_the_ledger_of_real_vms(tmp_path: Path, busybox: Image) -> None:
     """What one more VM takes: guest and VMM are what PSS finds too, the rest has an interval."""

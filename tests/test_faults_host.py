@@ -155,7 +155,6 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
         done.says(2, "mkdir", "--output")
 
 
-@pytest.mark.alone
 def test_a_full_run_directory_is_said_and_resumed(tmp_path: Path) -> None:
     """No room for the description: no folder. No room for a trial: resume after making some."""
     disk = tmp_path / "disk"

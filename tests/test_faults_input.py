@@ -150,7 +150,6 @@ def test_a_program_that_is_not_there_is_said_of_a_vm_too() -> None:
     done.says(127, "nope: not found", "check")
 
 
-@pytest.mark.alone
 def test_a_comparison_whose_vm_cannot_boot_does_not_begin(tmp_path: Path) -> None:
     """Too little memory for a guest is found before the first trial; no folder stays."""
     plan = tmp_path / "plan.toml"
@@ -160,7 +159,6 @@ def test_a_comparison_whose_vm_cannot_boot_does_not_begin(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.alone
 def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
     """Unless nothing is in it; what a run killed at once has left counts as nothing."""
     other = tmp_path / "other"

@@ -23,7 +23,7 @@ from bench.commands.arguments import parse
 from bench.model import Gap, Image, Workload
 from bench.plan import Plan
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 ARMS = ("vm", "container", "process")
 SERVERS = ("redis", "nginx", "kv")  # reached from the host over the bridge

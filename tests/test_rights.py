@@ -215,7 +215,6 @@ def owners(folder: Path) -> set[int]:
     return {path.lstat().st_uid for path in (folder, *folder.rglob("*"))}
 
 
-@pytest.mark.alone
 def test_results_under_sudo_are_the_callers(user: User) -> None:
     """The run directory, every folder made for it, its logs and the report; nothing above."""
     above = user.home / "above"

@@ -23,7 +23,7 @@ from bench.journal import open_run
 from bench.model import Event, Ids, Image, InstanceSpec, Limits
 from ct.backend import ContainerBackend
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 FSYNCS = 20
@@ -153,6 +153,7 @@ workload = "w"
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("helpers_too", [False, True])
 def test_a_killed_run_leaves_no_disk(helpers_too: bool, tmp_path: Path) -> None:
     """Harness killed, or the launchers with it: mount, loop device and file are undone."""

@@ -30,7 +30,6 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.mark.root
-@pytest.mark.alone
 @pytest.mark.vm
 @pytest.mark.usefixtures("nothing_left", "busybox")
 def test_the_quick_parts_on_this_host(tmp_path: Path) -> None:
@@ -111,7 +110,6 @@ def test_a_spike_in_on_this_host(
 
 
 @pytest.mark.root
-@pytest.mark.alone
 @pytest.mark.usefixtures("nothing_left", "busybox")
 def test_an_arm_that_does_not_work_fails_and_the_others_go_on(tmp_path: Path) -> None:
     """Without QEMU the vm arm fails with its reason and remedy; the others pass; exit 1."""
