@@ -26,6 +26,7 @@ PACKAGES = ("bench", "ct", "hv", "reports")
 SOURCES = (*PACKAGES, "tests", "noxfile.py")
 ON_THE_HOST = "root or vm or chroot or checkout"
 ALONE = "alone"
+UNDOES = "undoes"
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -82,7 +83,7 @@ def beside(session: nox.Session) -> None:
     """The other tests that change the host or look at the checkout, two at a time."""
     session.run(
         sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
-        "--no-loadscope-reorder", "-m", f"({ON_THE_HOST}) and not {ALONE}",
+        "--no-loadscope-reorder", "-m", f"({ON_THE_HOST}) and not ({ALONE} or {UNDOES})",
         *session.posargs,
         success_codes=[0, 5] if session.posargs else [0],  # 5: -k left none
     )  # fmt: skip
@@ -90,7 +91,7 @@ def beside(session: nox.Session) -> None:
 
 @nox.session
 def host(session: nox.Session) -> None:
-    """The tests that measure, wait for a quiet host, or undo what any run left: one at a time."""
+    """The tests that measure or wait for a quiet host: one at a time, and nothing beside them."""
     session.run(
         sys.executable, "-m", "pytest", "-m", ALONE, *session.posargs,
         success_codes=[0, 5] if session.posargs else [0],
@@ -99,7 +100,11 @@ def host(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Run all other tests against the installed wheel, two at a time, since nothing is measured."""
+    """Run all other tests against the installed wheel, two at a time, since nothing is measured.
+
+    They start no instance, so those that kill runs or undo what any left run beside them, one at a
+    time: these mostly wait.
+    """
     room = Path(session.create_tmp()).resolve()
     for old in room.glob("*.whl"):
         old.unlink()
@@ -110,12 +115,20 @@ def wheel(session: nox.Session) -> None:
     (built,) = room.glob("*.whl")
     python = installed(session, room / "venv", built)
     session.chdir(room)  # the checkout must not be importable
-    session.run(
+    words = [
         python, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
-        "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile",
-        "-m", f"not ({ON_THE_HOST} or {ALONE})",
-        str(ROOT / "tests"),
-    )  # fmt: skip
+        "-p", "no:cacheprovider", str(ROOT / "tests"),
+    ]  # fmt: skip
+    rest = f"not ({ON_THE_HOST} or {ALONE} or {UNDOES})"
+    with (room / "undoes.log").open("w+") as log:
+        undoing = subprocess.Popen([*words, "-m", UNDOES], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            session.run(*words, "-n", "2", "--dist", "loadfile", "-m", rest)
+        finally:
+            failed = undoing.wait()
+            print((room / "undoes.log").read_text(), end="")
+    if failed:
+        session.error("tests that kill runs or undo what any left have failed")
 
 
 def installed(session: nox.Session, venv: Path, built: Path) -> str:

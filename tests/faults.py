@@ -195,7 +195,7 @@ def marked(tag: str) -> dict[int, str]:
             line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ")
             for word in words:
                 if word == mark or (not tag and word.startswith(mark)):
-                    found[int(entry)] = f"{word.partition(b'=')[2].decode()}: {_text(line)[:120]}"
+                    found[int(entry)] = f"{word.partition(b'=')[2].decode()}: {_text(line)[:500]}"
     return found
 
 

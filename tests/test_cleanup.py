@@ -21,7 +21,7 @@ from bench import cache, cgroup, cgroupfs, cleanup, journal, loops, network
 from bench.context import runtime_root
 from bench.errors import BadInput, HostCannot
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = [pytest.mark.root, pytest.mark.undoes]
 
 QEMU = shutil.which(f"qemu-system-{os.uname().machine}") or ""
 

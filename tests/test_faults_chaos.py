@@ -14,7 +14,7 @@ from pathlib import Path
 import chaos
 import pytest
 
-pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.undoes]
 SHORT_ROUNDS = 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import faults
 import pytest
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = [pytest.mark.root, pytest.mark.undoes]
 
 SWEEP_S = (0.1, 0.3, 1.0, 2.0, 4.0, 6.0)
 BOTH = ("vm", "container")  # a process has the container's launcher

@@ -102,7 +102,7 @@ def test_a_harness_killed_beside_its_daemon(tmp_path: Path) -> None:
     assert faults.await_gone(before) == []
 
 
-@pytest.mark.alone
+@pytest.mark.undoes
 def test_clean_where_the_daemon_hangs(tmp_path: Path) -> None:
     """Harness and worker gone, the daemon stopped: `hvct clean` goes on, nothing is left."""
     before = faults.traces()

@@ -153,7 +153,7 @@ workload = "w"
 """
 
 
-@pytest.mark.alone
+@pytest.mark.undoes
 @pytest.mark.parametrize("helpers_too", [False, True])
 def test_a_killed_run_leaves_no_disk(helpers_too: bool, tmp_path: Path) -> None:
     """Harness killed, or the launchers with it: mount, loop device and file are undone."""

@@ -157,16 +157,16 @@ def cleans_everything(node: ast.AST) -> bool:
     return (ast.unparse(node.func), words) in {("faults.hvct", ("'clean'",)), ("cleanup.clean", ())}
 
 
-def test_who_cleans_up_after_everybody_is_alone() -> None:
+def test_who_cleans_up_after_everybody_is_apart() -> None:
     """A test that runs `hvct clean` without a tag undoes what others beside it have just killed."""
     seen = []
     for path in sorted((CHECKOUT / "tests").glob("test_*.py")):
         tree = ast.parse(path.read_text())
         marks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
-        whole = any("pytestmark" in mark and "pytest.mark.alone" in mark for mark in marks)
+        whole = any("pytestmark" in mark and "pytest.mark.undoes" in mark for mark in marks)
         for test in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
             if any(map(cleans_everything, ast.walk(test))):
-                own = "pytest.mark.alone" in map(ast.unparse, test.decorator_list)
+                own = "pytest.mark.undoes" in map(ast.unparse, test.decorator_list)
                 seen.append(test.name)
                 assert whole or own, f"{name_of(path)}: {test.name}"
     assert "test_clean_where_the_daemon_hangs" in seen, "this does not see what it looks for"
