@@ -136,8 +136,8 @@ class Harness:
                 return record.tag
         return ""
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until something is so, while it runs."""
+    def until(self, condition: Callable[[], bool], seconds: float = 400.0) -> None:
+        """Wait until something is so, while it runs; another's comparison may have to end first."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.end()

@@ -121,6 +121,7 @@ TUNED = {
 
 
 @pytest.mark.root
+@pytest.mark.alone
 @pytest.mark.parametrize("name", TUNED)
 def test_what_measures_is_tuned_for_its_time(name: str, tmp_path: Path) -> None:
     """`--tune-only` holds while hvct costs or selfcheck measures, and no longer."""
