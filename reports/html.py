@@ -7,6 +7,7 @@ that follow dark mode on screen, and contents with page numbers in print.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -60,6 +61,13 @@ def document(data: ReportData, pictures: Pictures, *, for_print: bool = False) -
         pictures: from `draw`; in print there are empty boxes in their places.
         for_print: with page numbers and everything unfolded, for the PDF.
     """
+    template = _environment().get_template("report.html.j2")
+    return template.render(page=_page(data, pictures, for_print=for_print)) + "\n"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """One for the screen and print: it keeps the templates that it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -68,8 +76,7 @@ def document(data: ReportData, pictures: Pictures, *, for_print: bool = False) -
         lstrip_blocks=True,
     )
     environment.filters["sentence"] = wording.capitalised
-    template = environment.get_template("report.html.j2")
-    return template.render(page=_page(data, pictures, for_print=for_print)) + "\n"
+    return environment
 
 
 def _template(name: str) -> str:
