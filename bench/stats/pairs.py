@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from operator import itemgetter, sub
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -219,44 +219,43 @@ def effects(series: PairedSeries) -> Effects:
     """
     check(series)
     rows = sorted(series.values, key=itemgetter(0))
-    outcomes, outcomes_base = [row[1] for row in rows], [row[3] for row in rows]
-    arm = _ranges(series, outcomes, [row[2] for row in rows])
-    base = _ranges(series, outcomes_base, [row[4] for row in rows])
-    paired = []
-    blocks = []
+    columns = zip(*rows, strict=True) if rows else [()] * len(Pair._fields)
+    blocks, outcomes, values, outcomes_base, values_base = columns
+    arm = _ranges(series, outcomes, values)
+    base = _ranges(series, outcomes_base, values_base)
     if series.design is Design.UNPAIRED:
-        first, second = ([one for one in ends if one is not None] for ends in (arm, base))
-        if len(first) * len(second) > MOST_DIFFERENCES:
+        first, second = np.flatnonzero(arm.known), np.flatnonzero(base.known)
+        if first.size * second.size > MOST_DIFFERENCES:
             raise BadInput(
-                f"{series.metric} of {series.workload}: {len(first)} and {len(second)} values are "
+                f"{series.metric} of {series.workload}: {first.size} and {second.size} values are "
                 "too many to set each against each",
                 "compare runs of fewer blocks",
             )
-        paired = [_difference(series.scale, a, b) for a in first for b in second]
-        n_pairs = min(len(first), len(second))
+        n_pairs = min(first.size, second.size)
+        paired_blocks: tuple[int, ...] = ()
+        first, second = np.repeat(first, second.size), np.tile(second, first.size)
     else:
-        for row, a, b in zip(rows, arm, base, strict=True):
-            if a is not None and b is not None:
-                paired.append(_difference(series.scale, a, b))
-                blocks.append(row[0])
-        n_pairs = len(paired)
+        first = second = np.flatnonzero(arm.known & base.known)
+        n_pairs = first.size
+        paired_blocks = tuple(blocks[place] for place in first.tolist())
+    low, high = _differences(series.scale, arm, base, first, second)
     counts, counts_base = Counter(outcomes), Counter(outcomes_base)
     absent, absent_base = counts[ABSENT], counts_base[ABSENT]
     both = Counter(zip(outcomes, outcomes_base, strict=True))
     return Effects(
-        low=np.array([low for low, _ in paired], dtype=np.float64),
-        high=np.array([high for _, high in paired], dtype=np.float64),
-        blocks=tuple(blocks),
+        low=low,
+        high=high,
+        blocks=paired_blocks,
         n_pairs=n_pairs,
         n_trials_arm=len(rows) - absent,
         n_trials_baseline=len(rows) - absent_base,
-        arm=_known(arm),
-        baseline=_known(base),
+        arm=arm.own,
+        baseline=base.own,
         n_blocks=len(rows),
         n_failed_arm=counts[Outcome.FAILED],
         n_failed_baseline=counts_base[Outcome.FAILED],
-        n_lost_arm=arm.count(None) - absent,
-        n_lost_baseline=base.count(None) - absent_base,
+        n_lost_arm=len(rows) - len(arm.own) - absent,
+        n_lost_baseline=len(rows) - len(base.own) - absent_base,
         n_timeouts=counts[Outcome.TIMEOUT] + counts_base[Outcome.TIMEOUT],
         n_refused=sum(n for pair, n in both.items() if Outcome.REFUSED in pair),
         only_arm_failed=sum(
@@ -265,7 +264,7 @@ def effects(series: PairedSeries) -> Effects:
         only_baseline_failed=sum(
             n for (a, b), n in both.items() if b in _CUT_SHORT and a not in _CUT_SHORT
         ),
-        n_below=sum(ends is not None and ends[0] < ends[1] for ends in (*arm, *base)),
+        n_below=sum(int((ends.low < ends.high).sum()) for ends in (arm, base)),
     )
 
 
@@ -273,50 +272,59 @@ _CUT_SHORT = frozenset({Outcome.FAILED, Outcome.TIMEOUT})
 _NO_VALUE = frozenset({Outcome.FAILED, Outcome.REFUSED, ABSENT})
 
 
+@dataclass(frozen=True)
+class _Ranges:
+    """The ranges in which an arm's values lie, NaN where a trial has none."""
+
+    low: Floats
+    high: Floats
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which trials have one."""
+        return ~np.isnan(self.low)
+
+    @property
+    def own(self) -> tuple[float, ...]:
+        """The values; one below the resolution stands at its upper bound."""
+        return tuple(self.high[self.known].tolist())
+
+
 def _ranges(
     series: PairedSeries, outcomes: Sequence[Outcome | str], values: Sequence[float | None]
-) -> list[tuple[float, float] | None]:
-    """The range in which each trial's value lies, None where it has none."""
-    late = (math.inf, math.inf) if series.ranks_timeouts else None
-    resolution = series.resolution
-    below = (0.0, resolution) if resolution > 0.0 else None
-    ratio = series.scale is Scale.RATIO
-    found: list[tuple[float, float] | None] = []
-    for outcome, value in zip(outcomes, values, strict=True):
-        if outcome in _NO_VALUE:
-            found.append(None)
-        elif value is None or math.isnan(value):
-            found.append(late if outcome == Outcome.TIMEOUT else None)
-        elif ratio and (value < resolution or value <= 0.0):
-            # Negative ones come from two clocks that agree only to their resolution.
-            found.append(below)
-        elif not ratio and 0.0 <= value < resolution:
-            found.append(below)
-        else:
-            found.append((value, value))
-    return found
+) -> _Ranges:
+    low = np.array(values, dtype=np.float64)  # None becomes NaN
+    if series.ranks_timeouts:
+        late = np.array([outcome == Outcome.TIMEOUT for outcome in outcomes], dtype=np.bool_)
+        low[late & np.isnan(low)] = math.inf
+    low[np.array([outcome in _NO_VALUE for outcome in outcomes], dtype=np.bool_)] = math.nan
+    high = low.copy()
+    if series.scale is Scale.RATIO:
+        # Negative ones come from two clocks that agree only to their resolution.
+        below = (low < series.resolution) | (low <= 0.0)
+    else:
+        below = (low >= 0.0) & (low < series.resolution)
+    if series.resolution > 0.0:
+        low[below], high[below] = 0.0, series.resolution
+    else:
+        low[below] = high[below] = math.nan
+    return _Ranges(low, high)
 
 
-def _known(bounds: list[tuple[float, float] | None]) -> tuple[float, ...]:
-    """Each arm's own values; one below the resolution stands at its upper bound."""
-    return tuple(high for _, high in filter(None, bounds))
+def _differences(
+    scale: Scale, arm: _Ranges, base: _Ranges, first: NDArray[np.intp], second: NDArray[np.intp]
+) -> tuple[Floats, Floats]:
+    """Both ends of the differences between values at these places."""
+    ends = [arm.low, arm.high, base.low, base.high]
+    if scale is Scale.RATIO:
+        ends = [_logs(one) for one in ends]
+    with np.errstate(invalid="ignore"):  # inf - inf
+        low, high = ends[0][first] - ends[3][second], ends[1][first] - ends[2][second]
+    neither = np.isposinf(arm.low[first]) & np.isposinf(base.low[second])
+    low[neither], high[neither] = -math.inf, math.inf
+    return low, high
 
 
-def _difference(
-    scale: Scale, arm: tuple[float, float], base: tuple[float, float]
-) -> tuple[float, float]:
-    if arm[0] == math.inf and base[0] == math.inf:
-        return (-math.inf, math.inf)
-    minus = _log_ratio if scale is Scale.RATIO else sub
-    low = minus(arm[0], base[1])
-    if arm[0] == arm[1] and base[0] == base[1]:  # nearly all: no need to work it out twice
-        return (low, low)
-    return (low, minus(arm[1], base[0]))
-
-
-def _log_ratio(value: float, base: float) -> float:
-    return _log(value) - _log(base)
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0.0 else -math.inf
+def _logs(values: Floats) -> Floats:
+    """By `math.log`: numpy's last digit may differ from one processor to another."""
+    return np.array([math.log(v) if v > 0.0 else -math.inf for v in values.tolist()])
