@@ -22,6 +22,8 @@ def as_json(data: ReportData) -> str:
 
 
 KEYS = ("metric", "workload", "arm")
+OF_TRIAL = ["run", "block", "position", "arm", "accelerator", "workload", "outcome"]
+OF_SAMPLE = ["metric", "value", "unit", "counted"]
 LINES_AT_ONCE = 100_000
 """Of a CSV file: as objects they take ten times the memory of the frame."""
 
@@ -32,15 +34,15 @@ def samples(runs: Sequence[Run]) -> pd.DataFrame:
     Runs in the order given; within one by metric, workload and arm as its plan lists them,
     then in the order the trials ran. `counted` is false in blocks that the plan's rules leave out.
     """
-    table: pd.DataFrame = pd.concat([_samples(run) for run in runs], ignore_index=True)
+    columns = [*OF_TRIAL, *OF_SAMPLE]
+    table: pd.DataFrame = pd.concat([_samples(run)[columns] for run in runs], ignore_index=True)
     return table
 
 
 @lru_cache(maxsize=1)
 def _samples(run: Run) -> pd.DataFrame:
-    """Of one run; the appendix of a report and its CSV file both need them."""
-    trials = run.trials[["block", "position", "arm", "workload", "outcome", "kind"]]
-    frame = run.samples.join(trials, on="trial").rename(columns={"kind": "accelerator"})
+    """Of one run, with each one's trial; the appendix of a report and its CSV file need them."""
+    frame = run.samples.join(_trials(run), on="trial")
     plan = run.record["plan"]
     orders = {
         "metric": list(run.record["metrics"]),
@@ -56,27 +58,37 @@ def _samples(run: Run) -> pd.DataFrame:
     out = pd.MultiIndex.from_tuples(run.invalid, names=["workload", "block"])
     keys = pd.MultiIndex.from_arrays([frame["workload"].astype("str"), frame["block"]])
     frame["counted"] = ~keys.isin(out) if run.invalid else True
-    frame.insert(0, "run", run.record["id"])
-    frame = frame.astype(dict.fromkeys(KEYS, "str"))
-    return frame[
-        ["run", "block", "position", "arm", "accelerator", "workload", "outcome", "metric",
-         "value", "unit", "counted"]
-    ]  # fmt: skip
+    return frame.astype(dict.fromkeys(KEYS, "str"))
+
+
+def _trials(run: Run) -> pd.DataFrame:
+    """What the samples of a trial have in common."""
+    table = run.trials.rename(columns={"kind": "accelerator"})
+    return table.assign(run=run.record["id"])[OF_TRIAL]
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """Every sample as CSV; numbers so that reading them gives the same numbers."""
-    table = samples(runs)
-    fields = {name: _Fields() for name in table}  # True and 1 would be one key
     with path.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(",".join(table.columns) + "\n")
-        for start in range(0, len(table), LINES_AT_ONCE):
-            part = table.iloc[start : start + LINES_AT_ONCE]
-            columns = [
-                map(repr if name == "value" else fields[name].__getitem__, part[name].tolist())
-                for name in part
+        handle.write(",".join([*OF_TRIAL, *OF_SAMPLE]) + "\n")
+        for run in runs:
+            texts, marks = _Fields(), _Fields()  # True and 1 would be one key
+            # A trial has dozens of samples, which all begin alike.
+            trials = [
+                ",".join(map(texts.__getitem__, row))
+                for row in _trials(run).itertuples(index=False, name=None)
             ]
-            handle.write("\n".join(map(",".join, zip(*columns, strict=True))) + "\n")
+            table = _samples(run)
+            for start in range(0, len(table), LINES_AT_ONCE):
+                part = table.iloc[start : start + LINES_AT_ONCE]
+                columns = (
+                    map(trials.__getitem__, part["trial"].tolist()),
+                    map(texts.__getitem__, part["metric"].tolist()),
+                    map(repr, part["value"].tolist()),
+                    map(texts.__getitem__, part["unit"].tolist()),
+                    map(marks.__getitem__, part["counted"].tolist()),
+                )
+                handle.write("\n".join(map(",".join, zip(*columns, strict=True))) + "\n")
 
 
 class _Fields(dict[object, str]):
