@@ -250,11 +250,13 @@ class Connection:
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C is the harness's affair
-                # Errors only: it warns about every domain that we tune.
                 env={
                     **os.environ,
                     RUN_VARIABLE: self.context.tag,
+                    # Errors only: it warns about every domain that we tune.
                     "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+                    # libvirt has a thread for each domain, which would keep an arena of its own.
+                    "MALLOC_ARENA_MAX": "1",
                 },
             )
         try:

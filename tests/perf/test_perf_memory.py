@@ -59,7 +59,7 @@ with contextlib.ExitStack() as stack:
 
 
 @pytest.mark.parametrize(
-    ("arm", "count"), [("container", 50), pytest.param("vm", 2, marks=pytest.mark.vm)]
+    ("arm", "count"), [("container", 50), pytest.param("vm", 50, marks=pytest.mark.vm)]
 )
 def test_memory_held(targets: Table, tmp_path: Path, arm: str, count: int) -> None:
     """Memory held by hvct itself; harness and helpers with instances standing."""
