@@ -340,6 +340,20 @@ def test_a_slot_is_used_again_at_once_and_the_receipt_is_a_cold_guests(
 
 @pytest.mark.root
 @pytest.mark.vm
+@pytest.mark.parametrize("size", [80 * MIB, 512 * MIB, 2048 * MIB])
+def test_a_guest_of_any_size_can_be_saved(
+    backend: RestoreBackend, context: RunContext, busybox: Image, size: int
+) -> None:
+    """What is free is zeroed before saving, and no more: nothing here could be reclaimed."""
+    limits = Limits(memory_bytes=size, memory_basis=MemoryBasis.NOMINAL)
+    spec = make(context, busybox, "sh", "-c", "dmesg | grep -ci oom", limits=limits)
+    with backend.launch(spec) as instance:
+        assert instance.wait(Event.EXITED, soon())
+        assert instance.stdout == b"0\n"
+
+
+@pytest.mark.root
+@pytest.mark.vm
 def test_what_cannot_be_restored_is_refused(
     backend: RestoreBackend, context: RunContext, busybox: Image
 ) -> None:

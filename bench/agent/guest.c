@@ -27,7 +27,7 @@
 
 #define PORT_NAME "org.hvct.agent"
 
-enum { KEPT_FREE_BYTES = 16 << 20 }; /* so that the kernel takes no page of the image for it */
+enum { KEPT_FREE_BYTES = 8 << 20 }; /* beside the kernel's own reserve */
 
 /* Before there is a channel, the kernel's log is the only place that is seen. */
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
@@ -319,12 +319,21 @@ static int set_huge_pages(const char *mode) {
 }
 
 /* What nobody uses is zeroed, by taking it and giving it back: a page of zeros is not in the file
- * of a saved guest, and need not be read at each restore. */
+ * of a saved guest, and need not be read at each restore. Up to the high watermark, one and a half
+ * times vm.min_free_kbytes: below it the kernel begins to take pages of the image for us, and where
+ * there are none it panics, since nobody but init could be killed. */
 void guest_clear_free(void) {
     struct sysinfo memory;
-    if (sysinfo(&memory) || memory.freeram * memory.mem_unit <= KEPT_FREE_BYTES)
+    char text[32];
+    uint64_t least_kib;
+    if (sysinfo(&memory) || !read_text("/proc/sys/vm/min_free_kbytes", text, sizeof text) ||
+        !number(text, 10, UINT32_MAX, &least_kib))
         return;
-    size_t size = memory.freeram * memory.mem_unit - KEPT_FREE_BYTES;
+    uint64_t all_free = (uint64_t)memory.freeram * memory.mem_unit;
+    uint64_t kept = KEPT_FREE_BYTES + least_kib * 1024 / 2 * 3;
+    if (all_free <= kept)
+        return;
+    size_t size = all_free - kept;
     void *all =
         mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (all != MAP_FAILED)
