@@ -189,7 +189,6 @@ _Noreturn void guest_power_off(void);
 int guest_loopback(void);
 int guest_own(const struct run *run);
 int guest_open_names(void);
-void guest_clear_free(void);
 int guest_wake(uint64_t realtime_ns, const unsigned char *seed, size_t size);
 
 static inline uint64_t stamp(clockid_t clock) {

@@ -16,18 +16,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define PORT_NAME "org.hvct.agent"
-
-enum { KEPT_FREE_BYTES = 8 << 20 }; /* beside the kernel's own reserve */
 
 /* Before there is a channel, the kernel's log is the only place that is seen. */
 __attribute__((format(printf, 1, 2))) static void complain(const char *format, ...) {
@@ -316,28 +312,6 @@ static int set_huge_pages(const char *mode) {
     if (access(path, F_OK) == 0 && guest_write(path, "%s", mode))
         return fail("guest.thp", mode);
     return 0;
-}
-
-/* What nobody uses is zeroed, by taking it and giving it back: a page of zeros is not in the file
- * of a saved guest, and need not be read at each restore. Up to the high watermark, one and a half
- * times vm.min_free_kbytes: below it the kernel begins to take pages of the image for us, and where
- * there are none it panics, since nobody but init could be killed. */
-void guest_clear_free(void) {
-    struct sysinfo memory;
-    char text[32];
-    uint64_t least_kib;
-    if (sysinfo(&memory) || !read_text("/proc/sys/vm/min_free_kbytes", text, sizeof text) ||
-        !number(text, 10, UINT32_MAX, &least_kib))
-        return;
-    uint64_t all_free = (uint64_t)memory.freeram * memory.mem_unit;
-    uint64_t kept = KEPT_FREE_BYTES + least_kib * 1024 / 2 * 3;
-    if (all_free <= kept)
-        return;
-    size_t size = all_free - kept;
-    void *all =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (all != MAP_FAILED)
-        munmap(all, size);
 }
 
 int guest_prepare(const struct guest *guest) {

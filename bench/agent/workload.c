@@ -344,7 +344,6 @@ void workload_prepare(const char *data, size_t length) {
         close_workload();
         return;
     }
-    guest_clear_free();
     work.prepared = true;
     send_event("prepared", stamp(CLOCK_MONOTONIC));
 }
