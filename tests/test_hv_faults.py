@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import soon, until
 
 from bench.cgroupfs import layout
 from bench.context import RUN_VARIABLE, RunContext
-from bench.errors import LaunchFailed
+from bench.errors import HvctError, LaunchFailed
 from bench.journal import open_run
 from bench.model import Accelerator, Event, Image, InstanceSpec, Limits, MemoryBasis
 from hv.backend import VmBackend
@@ -125,6 +126,25 @@ def test_killed_worker_takes_its_guests_and_is_replaced(
     with backend.launch(make(context, busybox, "echo", "again")) as again:
         assert again.wait(Event.EXITED, soon(30))
     assert again.stdout == b"again\n"
+
+
+def test_a_qemu_that_cannot_enter_its_group_is_said_at_once(
+    backend: VmBackend, context: RunContext, busybox: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is executed before QEMU ends then, and libvirt waits 40 s for who is not reaped."""
+    start = backend.connection.start
+
+    def without_group(name: str, *rest: Any) -> Any:
+        for directory in groups(context.tag):
+            directory.rmdir()
+        return start(name, *rest)
+
+    monkeypatch.setattr(backend.connection, "start", without_group)
+    with backend.launch(make(context, busybox, "true")) as instance, pytest.raises(HvctError):
+        instance.wait(Event.STARTED, soon(20))
+    monkeypatch.undo()
+    with backend.launch(make(context, busybox, "true")) as instance:
+        assert instance.wait(Event.EXITED, soon(60))
 
 
 def test_release_before_anything_happened(
