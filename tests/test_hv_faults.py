@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import selectors
@@ -140,8 +141,13 @@ def test_a_qemu_that_cannot_enter_its_group_is_said_at_once(
         return start(name, *rest)
 
     monkeypatch.setattr(backend.connection, "start", without_group)
-    with backend.launch(make(context, busybox, "true")) as instance, pytest.raises(HvctError):
+    with (
+        contextlib.suppress(HvctError),  # its release has no counters to read, and says so
+        backend.launch(make(context, busybox, "true")) as instance,
+        pytest.raises(HvctError) as caught,
+    ):
         instance.wait(Event.STARTED, soon(20))
+    assert caught.value
     monkeypatch.undo()
     with backend.launch(make(context, busybox, "true")) as instance:
         assert instance.wait(Event.EXITED, soon(60))
