@@ -102,7 +102,8 @@ static void add_capabilities(struct record *out) {
     inheritable = half[0].inheritable | (uint64_t)half[1].inheritable << 32;
     for (int cap = 0, held; cap < 64 && (held = prctl(PR_CAPBSET_READ, cap, 0, 0, 0)) >= 0; cap++)
         bounding |= (uint64_t)held << cap;
-    for (int cap = 0; inheritable >> cap; cap++) /* what is not inheritable is not ambient */
+    /* What is not inheritable is not ambient. */
+    for (int cap = 0; cap < 64 && inheritable >> cap; cap++)
         if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, cap, 0, 0) > 0)
             ambient |= 1ULL << cap;
     add_set(out, "cap_inheritable", inheritable);

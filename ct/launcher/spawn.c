@@ -108,6 +108,8 @@ static pid_t spawn(int *pidfd) {
         if (pipe2(release_pipe, O_CLOEXEC) < 0 || pipe2(gone_pipe, O_CLOEXEC) < 0) {
             outcome->failed = FAILED_MAPS;
             outcome->error = errno;
+            if (cgroup >= 0)
+                close(cgroup);
             return -1;
         }
     } else {
