@@ -317,6 +317,20 @@ def _regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def _parsed(line: bytes) -> Any:
+    """What a line of JSON says, None if it says nothing."""
+    import orjson  # what never reads a run does not wait for it
+
+    try:
+        return orjson.loads(line)  # in half the time, of which there is much in a long run
+    except orjson.JSONDecodeError:
+        pass  # it refuses what others may have written: NaN, half of a surrogate pair
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _read_trials(path: Path) -> Iterable[tuple[int, dict[str, Any] | None]]:
     if not path.exists():
         return
@@ -327,10 +341,7 @@ def _read_trials(path: Path) -> Iterable[tuple[int, dict[str, Any] | None]]:
                 number += 1
                 if not line.strip():
                     continue
-                try:
-                    trial = json.loads(line)
-                except (ValueError, RecursionError):
-                    trial = None
+                trial = _parsed(line)
                 yield number, trial if isinstance(trial, dict) else None
     except ValueError as error:
         raise BadInput(f"{path} cannot be read: {error}", "restore it from a copy") from error
