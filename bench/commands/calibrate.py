@@ -15,7 +15,7 @@ from rich.table import Table
 from bench import archive, calibration, estimate, store, workloads
 from bench.arms import DEFAULT_ARMS
 from bench.commands.console import Console
-from bench.commands.measuring import alone, describe_run, kept_if_begun, measure, raise_failures
+from bench.commands.measuring import measure_new, raise_failures
 from bench.commands.plans import (
     check_against_host,
     expected_s,
@@ -24,8 +24,7 @@ from bench.commands.plans import (
     planned,
     print_plan,
 )
-from bench.commands.rights import need_root
-from bench.commands.tune import tuned, tuning_names
+from bench.commands.tune import tuning_names
 from bench.errors import BadInput
 from bench.model import Gap, PageCache, Scale
 from bench.numbers import format_percent, format_value
@@ -51,14 +50,7 @@ def main(options: argparse.Namespace) -> int:
             print(line, file=told)
     if options.dry_run:
         return print_plan(chosen, directory, options) if options.json else 0
-    need_root()
-    store.check_free(directory)  # before waiting for others
-    with alone(options.wait, directory), tuned(chosen, options):
-        run = describe_run(chosen, directory, options)
-        run_store = store.RunStore.create(directory)
-        with kept_if_begun(run_store):
-            run_store.write_run(run)
-            return measure(chosen, run, run_store, options, finish)
+    return measure_new(chosen, directory, options, finish)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

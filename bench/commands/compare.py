@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import arms, plan, store
-from bench.commands.measuring import (
-    alone,
-    describe_run,
-    interrupted,
-    kept_if_begun,
-    measure,
-    raise_failures,
-)
+from bench.commands.measuring import interrupted, measure_new, raise_failures
 from bench.commands.plans import check_against_host, named_arms, named_work, planned, print_plan
-from bench.commands.rights import need_root
-from bench.commands.tune import tuned, tuning_names
+from bench.commands.tune import tuning_names
 from bench.errors import BadInput
 from bench.plan import Plan
 from bench.stats.planning import QUICK_BLOCKS
@@ -34,14 +26,7 @@ def main(options: argparse.Namespace) -> int:
     tuning_names(options)  # a name that there is not is said now
     if options.dry_run:
         return print_plan(chosen, directory, options)
-    need_root()
-    store.check_free(directory)  # before waiting for others
-    with alone(options.wait, directory), tuned(chosen, options):
-        run = describe_run(chosen, directory, options)
-        run_store = store.RunStore.create(directory)
-        with kept_if_begun(run_store):
-            run_store.write_run(run)
-            return measure(chosen, run, run_store, options, finish)
+    return measure_new(chosen, directory, options, finish)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

@@ -16,10 +16,9 @@ from rich.table import Table
 from bench import archive, estimate, host, ledger, plan, store, workloads
 from bench import steps as step_file
 from bench.commands.console import Console
-from bench.commands.measuring import alone, describe_run, kept_if_begun, measure, raise_failures
+from bench.commands.measuring import measure_new, raise_failures
 from bench.commands.plans import check_against_host, expected_s, print_plan_json
-from bench.commands.rights import need_root
-from bench.commands.tune import tuned, tuning_names
+from bench.commands.tune import tuning_names
 from bench.errors import BadInput, HvctError
 from bench.ledger import CostModel
 from bench.model import Workload
@@ -55,19 +54,12 @@ def main(options: argparse.Namespace) -> int:
             seconds = expected_s(chosen) + standing_s(chosen, asked, options.hold)
             print_plan_json(chosen, directory, seconds, steps=asked)
         return 0
-    need_root()
-    store.check_free(directory)  # before waiting for others
-    with alone(options.wait, directory), tuned(chosen, options):
-        run = describe_run(chosen, directory, options)
-        run["costs"] = {
-            "host": host.summary_line(),
-            "hold_s": options.hold,
-            "arms": {arm: {"steps": list(steps)} for arm, steps in asked.items()},
-        }
-        run_store = store.RunStore.create(directory)
-        with kept_if_begun(run_store):
-            run_store.write_run(run)
-            return measure(chosen, run, run_store, options, finish)
+    described = {
+        "host": host.summary_line(),
+        "hold_s": options.hold,
+        "arms": {arm: {"steps": list(steps)} for arm, steps in asked.items()},
+    }
+    return measure_new(chosen, directory, options, finish, {"costs": described})
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from bench.commands.execution import execute, plan_document
 from bench.commands.images import ready_rule
 from bench.commands.plans import announce
 from bench.commands.progress import open_progress
-from bench.commands.tune import tuning_names
+from bench.commands.rights import need_root
+from bench.commands.tune import tuned, tuning_names
 from bench.errors import BadInput, HostCannot, HvctError, Refused, Terminated
 from bench.image import store as image_store
 from bench.metrics import table
@@ -45,7 +46,7 @@ def alone(wait: bool, directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_if_begun(run_store: store.RunStore) -> Iterator[None]:
+def _kept_if_begun(run_store: store.RunStore) -> Iterator[None]:
     """Take a new run directory away again where input or host ended the run before its first trial.
 
     It stays where something of ours failed: its logs are wanted then.
@@ -55,6 +56,32 @@ def kept_if_begun(run_store: store.RunStore) -> Iterator[None]:
     except (BadInput, HostCannot, Refused, OSError):
         run_store.discard()
         raise
+
+
+def measure_new(
+    chosen: Plan,
+    directory: Path,
+    options: argparse.Namespace,
+    finish: Finish,
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Make a run directory, and measure. Returns the exit code.
+
+    Args:
+        more: what ``run.json`` holds besides.
+
+    Raises:
+        BadInput: there is something in the run directory already.
+        HostCannot: the caller has not the rights.
+    """
+    need_root()
+    store.check_free(directory)  # before waiting for others
+    with alone(options.wait, directory), tuned(chosen, options):
+        run = {**describe_run(chosen, directory, options), **(more or {})}
+        run_store = store.RunStore.create(directory)
+        with _kept_if_begun(run_store):
+            run_store.write_run(run)
+            return measure(chosen, run, run_store, options, finish)
 
 
 def describe_run(chosen: Plan, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
