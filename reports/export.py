@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,8 +24,6 @@ def as_json(data: ReportData) -> str:
 KEYS = ("metric", "workload", "arm")
 OF_TRIAL = ["run", "block", "position", "arm", "accelerator", "workload", "outcome"]
 OF_SAMPLE = ["metric", "value", "unit", "counted"]
-LINES_AT_ONCE = 100_000
-"""Of a CSV file: as objects they take ten times the memory of the frame."""
 
 
 def samples(runs: Sequence[Run]) -> pd.DataFrame:
@@ -39,10 +37,33 @@ def samples(runs: Sequence[Run]) -> pd.DataFrame:
     return table
 
 
-@lru_cache(maxsize=1)
 def _samples(run: Run) -> pd.DataFrame:
-    """Of one run, with each one's trial; the appendix of a report and its CSV file need them."""
-    frame = run.samples.join(_trials(run), on="trial")
+    """Of one run, each with all that is known of its trial."""
+    frame = _ordered(run)[["trial", "metric", "value", "counted"]].astype({"metric": "str"})
+    frame["unit"] = frame["metric"].map(units(run)).fillna("")
+    return frame.join(_trials(run), on="trial").astype(dict.fromkeys(KEYS, "str"))
+
+
+def each_series(run: Run) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Metric, workload and arm of every series in that order, with its rows.
+
+    The rows: `trial`, `value`, `counted`; numbered as the samples of the run are.
+    """
+    for key, part in _ordered(run).groupby(list(KEYS), observed=True, sort=False):
+        metric, workload, arm = map(str, key)
+        yield metric, workload, arm, part
+
+
+@lru_cache(maxsize=1)
+def _ordered(run: Run) -> pd.DataFrame:
+    """The samples of one run; the appendix of a report and its CSV file need them.
+
+    Names stay categories: as texts millions of rows take seconds.
+    """
+    trials = run.trials[["workload", "arm"]]
+    ran = zip(run.trials["workload"], run.trials["block"], strict=True)
+    trials = trials.assign(counted=[key not in run.invalid for key in ran])
+    frame = run.samples.join(trials, on="trial")
     plan = run.record["plan"]
     orders = {
         "metric": list(run.record["metrics"]),
@@ -50,15 +71,16 @@ def _samples(run: Run) -> pd.DataFrame:
         "arm": list(plan["arms"]),
     }
     for name, order in orders.items():
-        known = [*order, *sorted(set(frame[name].unique()) - set(order))]
-        frame[name] = pd.Categorical(frame[name].astype("object"), categories=known)
-    frame = frame.sort_values([*KEYS, "block", "position"], kind="stable")
-    units = {name: about["unit"] for name, about in run.record["metrics"].items()}
-    frame["unit"] = frame["metric"].astype("str").map(units).fillna("")
-    out = pd.MultiIndex.from_tuples(run.invalid, names=["workload", "block"])
-    keys = pd.MultiIndex.from_arrays([frame["workload"].astype("str"), frame["block"]])
-    frame["counted"] = ~keys.isin(out) if run.invalid else True
-    return frame.astype(dict.fromkeys(KEYS, "str"))
+        column = frame[name].cat
+        known = [*order, *sorted(set(column.categories) - set(order))]
+        frame[name] = column.set_categories(known)
+    # Stable, and so still in the order the trials ran.
+    return frame.sort_values(list(KEYS), kind="stable", ignore_index=True)
+
+
+def units(run: Run) -> dict[str, str]:
+    """The unit of each metric."""
+    return {name: about["unit"] for name, about in run.record["metrics"].items()}
 
 
 def _trials(run: Run) -> pd.DataFrame:
@@ -72,23 +94,21 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as handle:
         handle.write(",".join([*OF_TRIAL, *OF_SAMPLE]) + "\n")
         for run in runs:
-            texts, marks = _Fields(), _Fields()  # True and 1 would be one key
+            texts, unit_of = _Fields(), units(run)
             # A trial has dozens of samples, which all begin alike.
             trials = [
                 ",".join(map(texts.__getitem__, row))
                 for row in _trials(run).itertuples(index=False, name=None)
             ]
-            table = _samples(run)
-            for start in range(0, len(table), LINES_AT_ONCE):
-                part = table.iloc[start : start + LINES_AT_ONCE]
-                columns = (
-                    map(trials.__getitem__, part["trial"].tolist()),
-                    map(texts.__getitem__, part["metric"].tolist()),
-                    map(repr, part["value"].tolist()),
-                    map(texts.__getitem__, part["unit"].tolist()),
-                    map(marks.__getitem__, part["counted"].tolist()),
-                )
-                handle.write("\n".join(map(",".join, zip(*columns, strict=True))) + "\n")
+            for name, _, _, part in each_series(run):
+                metric, unit = texts[name], texts[unit_of.get(name, "")]
+                ends = {counted: f"{unit},{counted}\n" for counted in (False, True)}
+                columns = (part[column].tolist() for column in ("trial", "value", "counted"))
+                lines = [
+                    f"{trials[trial]},{metric},{value!r},{ends[counted]}"
+                    for trial, value, counted in zip(*columns, strict=True)
+                ]
+                handle.write("".join(lines))
 
 
 class _Fields(dict[object, str]):

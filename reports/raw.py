@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.numbers import format_series
 from reports.data import Run
-from reports.export import KEYS, samples
+from reports.export import each_series, units
 from reports.model import Series
 
 MOST_PRINTED = 30
@@ -17,20 +17,18 @@ def series(run: Run, first_line: int) -> list[Series]:
     Args:
         first_line: of samples.csv that holds a sample of this run.
     """
-    table = samples([run])
+    unit_of = units(run)
     work = {item["name"]: item.get("work_unit_name") or "work"
             for item in run.record["plan"]["workloads"]}  # fmt: skip
     found = []
-    for key, part in table.groupby(list(KEYS), observed=True, sort=False):
-        metric, workload, arm = map(str, key)
-        unit = str(part["unit"].iloc[0])
+    for metric, workload, arm, part in each_series(run):
+        unit = unit_of.get(metric, "")
         if unit == "work/s":
             unit = f"{work[workload]}/s"
         few = len(part) <= MOST_PRINTED
         values, label = format_series(part["value"].tolist() if few else [], unit)
-        counted = part["counted"].tolist()
-        if values and not all(counted):
-            shown = zip(values.split(), counted, strict=True)
+        if values and not part["counted"].all():
+            shown = zip(values.split(), part["counted"], strict=True)
             values = " ".join(text if counts else f"({text})" for text, counts in shown)
         found.append(
             Series(
