@@ -47,6 +47,8 @@ _PROBE_TOLERANCE = 1e-9
 
 _MOST_NARROWINGS = 12
 
+_NO_NUMBER = "a signed-rank test needs numbers, and a finite shift"
+
 Floats = NDArray[np.float64]
 
 
@@ -56,28 +58,47 @@ def signed_ranks(differences: Sequence[float] | Floats, shift: float = 0.0) -> N
     Raises:
         HvctError: a difference or the shift is not a number.
     """
+    values = _numbers(differences)
+    if not math.isfinite(shift):
+        raise HvctError(_NO_NUMBER)
+    order, ranks = _by_size(values, shift, _largest(values))
+    signed = np.empty(values.size, dtype=np.int64)
+    signed[order] = ranks
+    return signed
+
+
+def _numbers(differences: Sequence[float] | Floats) -> Floats:
     values = np.asarray(differences, dtype=np.float64)
-    if np.isnan(values).any() or not math.isfinite(shift):
-        raise HvctError("a signed-rank test needs numbers, and a finite shift")
-    if values.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    tolerance = _tolerance(values, shift)
+    if np.isnan(values).any():
+        raise HvctError(_NO_NUMBER)
+    return values
+
+
+def _by_size(values: Floats, shift: float, largest: float) -> tuple[NDArray[np.intp], Floats]:
+    """Places in order of ``abs(values - shift)``, and the doubled signed midranks in that order.
+
+    The work of every probe of a long series: no pass over the values more than it needs.
+
+    Args:
+        largest: `_largest` of the values.
+    """
+    tolerance = _TOLERANCE * max(largest, abs(shift))
     shifted = values - shift
+    order = np.argsort(np.abs(shifted), kind="stable")
+    shifted = shifted[order]
     size = np.abs(shifted)
-    order = np.argsort(size, kind="stable")
-    ranked = size[order]
-    with np.errstate(invalid="ignore"):  # inf - inf
-        tied = (ranked[1:] == ranked[:-1]) | (ranked[1:] - ranked[:-1] <= tolerance)
-    doubled = np.empty(values.size, dtype=np.int64)
-    if tied.any():
-        group = np.concatenate(([0], np.cumsum(~tied)))
+    with np.errstate(invalid="ignore"):  # inf - inf, which is tied
+        apart = np.diff(size) > tolerance
+    if apart.all():
+        ranks = np.arange(2.0, 2.0 * values.size + 2.0, 2.0)
+    else:
+        group = np.concatenate(([0], np.cumsum(apart)))
         members = np.bincount(group)
         last = np.cumsum(members)
-        doubled[order] = (2 * last - members + 1)[group]
-    else:  # the same, for the many probes of a long series
-        doubled[order] = np.arange(2, 2 * values.size + 2, 2)
-    sign = np.where(size <= tolerance, 0, np.sign(shifted)).astype(np.int64)
-    return sign * doubled
+        ranks = (2.0 * last - members + 1.0)[group]
+    ranks = np.copysign(ranks, shifted)
+    ranks[: np.searchsorted(size, tolerance, side="right")] = 0.0
+    return order, ranks
 
 
 def p_greater(differences: Sequence[float] | Floats, shift: float = 0.0) -> float:
@@ -90,7 +111,7 @@ def p_greater(differences: Sequence[float] | Floats, shift: float = 0.0) -> floa
         observed = int(moving[moving > 0].sum())
         tail = _tail_counts(tuple(np.sort(np.abs(moving)).tolist()))
         return float(tail[observed] / 2**moving.size)
-    return min(1.0, 0.5 * math.erfc(_score(moving) / math.sqrt(2.0)))
+    return min(1.0, 0.5 * math.erfc(_score(moving.astype(np.float64)) / math.sqrt(2.0)))
 
 
 def p_less(differences: Sequence[float] | Floats, shift: float = 0.0) -> float:
@@ -130,8 +151,7 @@ def pseudomedian(differences: Sequence[float] | Floats, undefined: float = math.
     if values.size > WALSH_LIMIT:
         # Where the signed ranks balance. Neighbouring Walsh averages of so many pairs are
         # closer than the tolerance, so the flat stretch of an even number is not looked for.
-        ordered = np.sort(values)
-        return _first_shift(ordered, lambda shift: 0.5 - float(signed_ranks(ordered, shift).sum()))
+        return _first_shift(np.sort(_numbers(values)), lambda ranks: 0.5 - float(ranks.sum()))
     means = walsh_averages(values, undefined)
     if means.size == 0:
         return math.nan
@@ -148,7 +168,6 @@ def lower_limit(differences: Sequence[float] | Floats, level: float) -> float:
     -inf when there are too few pairs to reject any shift; +inf when every finite shift is
     rejected (nearly all pairs infinite).
     """
-    # Sorted values make the sort inside every probe a merge of two runs.
     values = np.sort(np.asarray(differences, dtype=np.float64))
 
     def kept(shift: float) -> bool:
@@ -158,7 +177,7 @@ def lower_limit(differences: Sequence[float] | Floats, level: float) -> float:
         return -math.inf
     if values.size > EXACT_LIMIT:
         most = NormalDist().inv_cdf(1.0 - level)
-        return _first_shift(values, lambda shift: most - _score(signed_ranks(values, shift)))
+        return _first_shift(_numbers(values), lambda ranks: most - _score(ranks))
     ends = _distinct(walsh_averages(values))
     if ends.size == 0:
         return -math.inf if kept(0.0) else math.inf
@@ -200,16 +219,16 @@ def _tail_counts(ranks: tuple[int, ...]) -> NDArray[np.int64]:
     return np.cumsum(counts[::-1])[::-1]
 
 
-def _score(ranks: NDArray[np.int64]) -> float:
+def _score(ranks: Floats) -> float:
     """The sum of signed ranks in standard deviations of its null distribution; of zeros -inf."""
-    spread = math.sqrt(float((ranks.astype(np.float64) ** 2).sum()))
+    spread = math.sqrt(float(np.dot(ranks, ranks)))  # of whole numbers: exact in any order
     # Doubled ranks double the step between neighbouring sums, so half a step is 2 (untied).
     return (float(ranks.sum()) - 2.0) / spread if spread else -math.inf
 
 
-def _tolerance(values: Floats, shift: float = 0.0) -> float:
-    finite = values[np.isfinite(values)]
-    return _TOLERANCE * max(float(np.abs(finite).max(initial=0.0)), abs(shift))
+def _largest(values: Floats) -> float:
+    """The largest size of the finite ones."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def _distinct(ordered: Floats) -> Floats:
@@ -217,28 +236,32 @@ def _distinct(ordered: Floats) -> Floats:
     finite = ordered[np.isfinite(ordered)]
     if finite.size == 0:
         return finite
-    fresh = np.concatenate(([True], np.diff(finite) > _tolerance(finite)))
+    fresh = np.concatenate(([True], np.diff(finite) > _TOLERANCE * _largest(finite)))
     return finite[fresh]
 
 
-def _first_shift(values: Floats, height: Callable[[float], float]) -> float:
+def _first_shift(values: Floats, rise: Callable[[Floats], float]) -> float:
     """The first shift at which a function that never falls is positive, to the tolerance.
 
     Args:
-        values: sorted.
+        values: sorted, which makes the sort inside every probe a merge of two runs.
+        rise: the function, of the signed ranks at a shift (in any order).
     """
+    largest = _largest(values)
+
+    def height(shift: float) -> float:
+        return rise(_by_size(values, shift, largest)[1])
+
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return -math.inf if height(0.0) > 0.0 else math.inf
     low, high = float(finite[0]), float(finite[-1])
     margin = 1.0 + (high - low)
-    if height(low - margin) > 0.0:
-        return -math.inf
-    if (highest := height(high + margin)) <= 0.0:
-        return math.inf
     if (lowest := height(low)) > 0.0:
-        return low
-    tolerance = max(_PROBE_TOLERANCE * (high - low), 4.0 * _tolerance(values))
+        return -math.inf if height(low - margin) > 0.0 else low
+    if (highest := height(high)) <= 0.0:
+        return math.inf if height(high + margin) <= 0.0 else high
+    tolerance = max(_PROBE_TOLERANCE * (high - low), 4.0 * _TOLERANCE * largest)
     below, above = _narrowed(finite, height, lowest, highest, tolerance)
     while high - low > tolerance:
         middle = low / 2.0 + high / 2.0
