@@ -37,19 +37,19 @@ def distributions(values: Values) -> list[model.Distribution]:
         if group.metric not in DRAWN and (group.metric, group.workload) not in judged:
             continue
         for arm in values.arms:
-            own = group.values.get(arm.name, {})
-            if not own and not values.own(group, arm.name):
+            own, ranked = group.values.get(arm.name, {}), values.own(group, arm.name)
+            if not ranked:
                 continue
             blocks = sorted(own)
             picked = thinned(blocks, DRAWN_POINTS)
-            curve = ecdf(values.own(group, arm.name))
+            curve = ecdf(ranked)
             found.append(
                 model.Distribution(
                     metric=group.metric,
                     workload=group.workload,
                     arm=arm.name,
                     n=len(own),
-                    censored=len(values.own(group, arm.name)) - len(own),
+                    censored=len(ranked) - len(own),
                     values=thinned(curve.x, DRAWN_POINTS),
                     shares=thinned(curve.share, DRAWN_POINTS),
                     low=thinned(curve.low, DRAWN_POINTS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,18 +43,21 @@ def ecdf(values: Sequence[float], confidence: float = 0.95, simultaneous: bool =
     x = x[np.isfinite(x)]
     share = below / n
     alpha = 1.0 - confidence
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
     if simultaneous:
         reach = math.sqrt(math.log(2.0 / alpha) / (2.0 * n))
         low, high = np.maximum(share - reach, 0.0), np.minimum(share + reach, 1.0)
     else:
-        low = np.asarray(special.betaincinv(below, n - below + 1, alpha / 2.0), np.float64)
-        high = np.ones(x.size)
-        open_ended = below < n
-        high[open_ended] = special.betaincinv(
-            below[open_ended] + 1, n - below[open_ended], 1.0 - alpha / 2.0
-        )
+        low, high = (limits[below - 1] for limits in _limits(n, alpha))
     return Ecdf(
         tuple(x.tolist()), tuple(share.tolist()), tuple(low.tolist()), tuple(high.tolist()), n
     )
+
+
+@lru_cache(maxsize=16)  # most curves of a report are of as many trials
+def _limits(n: int, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The limits (Clopper-Pearson) of a share of 1, 2, ... n of n trials."""
+    below = np.arange(1, n + 1)
+    low = np.asarray(special.betaincinv(below, n - below + 1, alpha / 2.0), np.float64)
+    high = np.ones(n)
+    high[:-1] = special.betaincinv(below[:-1] + 1, n - below[:-1], 1.0 - alpha / 2.0)
+    return low, high
