@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.findings import doubly_cached
 from bench.model import Better, Event, Outcome, Scale
 from bench.numbers import RATIO_UNIT, format_estimate, format_value
 from bench.stats import quantiles, signed_rank
-from bench.stats.pairs import PairedSeries
+from bench.stats.pairs import PairedSeries, logs
 from bench.stats.verdict import CONFIDENCE
 from reports import refusal
 from reports.data import Run
@@ -44,7 +46,7 @@ DEFAULT_MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Group:
-    """The values of one metric of one workload, by arm and block (timeouts absent)."""
+    """The values of one metric of one workload, by arm and, in order, block (timeouts absent)."""
 
     metric: str
     workload: str
@@ -70,16 +72,29 @@ class Values:
         return table
 
     @cached_property
+    def ended(self) -> dict[tuple[str, str], Counter[str]]:
+        """(workload, arm) → how many trials ended how."""
+        return {key: Counter(ended.values()) for key, ended in self.outcomes.items()}
+
+    @cached_property
+    def late(self) -> dict[tuple[str, str], list[int]]:
+        """(workload, arm) → blocks in which the trial timed out."""
+        return {
+            key: [block for block, outcome in ended.items() if outcome == Outcome.TIMEOUT.value]
+            for key, ended in self.outcomes.items()
+        }
+
+    @cached_property
     def groups(self) -> list[Group]:
         """All groups in the order of the plan's workloads and the table of metrics."""
-        keys = ["metric", "workload", "arm", "block"]
-        middle = self._tidy().groupby(keys, observed=True)["value"].median().reset_index()
         found: dict[tuple[str, str], Group] = {}
-        for key, part in middle.groupby(keys[:3], observed=True, sort=False):
+        for key, part in self._tidy().groupby(["metric", "workload", "arm"], observed=True):
             metric, workload, arm = map(str, key)
             group = found.setdefault((metric, workload), Group(metric, workload, {}))
-            group.values[arm] = dict(zip(part["block"].tolist(), part["value"].tolist(),
-                                         strict=True))  # fmt: skip
+            by_block = part.set_index("block")["value"].sort_index()
+            if not by_block.index.is_unique:
+                by_block = by_block.groupby(level=0).median()
+            group.values[arm] = dict(zip(by_block.index.tolist(), by_block.tolist(), strict=True))
         metrics = [*self.run.record["metrics"]]
         workloads = [item["name"] for item in self.run.record["plan"]["workloads"]]
         order = {name: n for n, name in enumerate(metrics)}
@@ -188,18 +203,17 @@ class Values:
         """
         by_block = self.by_block(group, arm)
         out = self.run.invalid if valid else {}
+        if not out:
+            return list(by_block.values())
         return [v for block, v in by_block.items() if (group.workload, block) not in out]
 
     def by_block(self, group: Group, arm: str) -> dict[int, float]:
         """The same by block, in order."""
         values = group.values.get(arm, {})
-        if not self.waits(group.metric):
-            return {block: values[block] for block in sorted(values)}
-        ended = self.outcomes.get((group.workload, arm), {})
-        timeout = Outcome.TIMEOUT.value
-        late = {b for b, outcome in ended.items() if outcome == timeout}
-        blocks = sorted({*values, *late})
-        return {block: values.get(block, math.inf) for block in blocks}
+        late = self.late.get((group.workload, arm)) if self.waits(group.metric) else None
+        if not late:
+            return values
+        return dict(sorted({**dict.fromkeys(late, math.inf), **values}.items()))
 
 
 def paired(
@@ -279,13 +293,13 @@ def other_scale(series: PairedSeries) -> Effect | None:
     ]
     if not complete:
         return None
+    arm, base = (np.array(column) for column in zip(*complete, strict=True))
     ratio = series.scale is Scale.DIFFERENCE
     if ratio:
-        if min(min(pair) for pair in complete) <= max(series.resolution, 0.0):
+        if min(arm.min(), base.min()) <= max(series.resolution, 0.0):
             return None
-        differences = [math.log(a) - math.log(b) for a, b in complete]
-    else:
-        differences = [a - b for a, b in complete]
+        arm, base = logs(arm), logs(base)
+    differences = arm - base
     numbers = (
         signed_rank.pseudomedian(differences),
         *signed_rank.interval(differences, CONFIDENCE),
@@ -325,9 +339,9 @@ def summary(values: Values, group: Group, arm: str) -> Summary:
     def shown(value: float | None) -> str:
         return format_value(value, unit, resolution=resolution, timeout=limit)
 
-    ended = list(values.outcomes.get((group.workload, arm), {}).values())
+    ended = values.ended.get((group.workload, arm), Counter())
     known = [value for value in own if math.isfinite(value)]
-    counts = {name: ended.count(name) for name in ("failed", "timeout", "refused")}
+    counts = {name: ended[name] for name in ("failed", "timeout", "refused")}
     interval = ""
     if level is not None and level.low is not None and level.value > resolution:
         whole = format_estimate(level.value, level.low, level.high, unit)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -237,11 +237,14 @@ def effects(series: PairedSeries) -> Effects:
     else:
         first = second = np.flatnonzero(arm.known & base.known)
         n_pairs = first.size
-        paired_blocks = tuple(blocks[place] for place in first.tolist())
+        paired_blocks = tuple(map(blocks.__getitem__, first.tolist()))
     low, high = _differences(series.scale, arm, base, first, second)
-    counts, counts_base = Counter(outcomes), Counter(outcomes_base)
-    absent, absent_base = counts[ABSENT], counts_base[ABSENT]
     both = Counter(zip(outcomes, outcomes_base, strict=True))
+    counts, counts_base = Counter[Outcome | str](), Counter[Outcome | str]()
+    for (outcome, outcome_base), n in both.items():
+        counts[outcome] += n
+        counts_base[outcome_base] += n
+    absent, absent_base = counts[ABSENT], counts_base[ABSENT]
     return Effects(
         low=low,
         high=high,
@@ -289,15 +292,21 @@ class _Ranges:
         """The values; one below the resolution stands at its upper bound."""
         return tuple(self.high[self.known].tolist())
 
+    @property
+    def logs(self) -> _Ranges:
+        """The ranges of their logarithms."""
+        low = logs(self.low)
+        exact = np.array_equal(self.low, self.high, equal_nan=True)
+        return _Ranges(low, low if exact else logs(self.high))
+
 
 def _ranges(
     series: PairedSeries, outcomes: Sequence[Outcome | str], values: Sequence[float | None]
 ) -> _Ranges:
     low = np.array(values, dtype=np.float64)  # None becomes NaN
     if series.ranks_timeouts:
-        late = np.array([outcome == Outcome.TIMEOUT for outcome in outcomes], dtype=np.bool_)
-        low[late & np.isnan(low)] = math.inf
-    low[np.array([outcome in _NO_VALUE for outcome in outcomes], dtype=np.bool_)] = math.nan
+        low[_among(outcomes, {Outcome.TIMEOUT}) & np.isnan(low)] = math.inf
+    low[_among(outcomes, _NO_VALUE)] = math.nan
     high = low.copy()
     if series.scale is Scale.RATIO:
         # Negative ones come from two clocks that agree only to their resolution.
@@ -311,20 +320,28 @@ def _ranges(
     return _Ranges(low, high)
 
 
+def _among(outcomes: Sequence[Outcome | str], some: Set[Outcome | str]) -> NDArray[np.bool_]:
+    return np.fromiter(map(some.__contains__, outcomes), np.bool_, len(outcomes))
+
+
 def _differences(
     scale: Scale, arm: _Ranges, base: _Ranges, first: NDArray[np.intp], second: NDArray[np.intp]
 ) -> tuple[Floats, Floats]:
     """Both ends of the differences between values at these places."""
-    ends = [arm.low, arm.high, base.low, base.high]
+    ends, ends_base = arm, base
     if scale is Scale.RATIO:
-        ends = [_logs(one) for one in ends]
+        ends, ends_base = arm.logs, base.logs
     with np.errstate(invalid="ignore"):  # inf - inf
-        low, high = ends[0][first] - ends[3][second], ends[1][first] - ends[2][second]
+        low = ends.low[first] - ends_base.high[second]
+        high = ends.high[first] - ends_base.low[second]
     neither = np.isposinf(arm.low[first]) & np.isposinf(base.low[second])
     low[neither], high[neither] = -math.inf, math.inf
     return low, high
 
 
-def _logs(values: Floats) -> Floats:
-    """By `math.log`: numpy's last digit may differ from one processor to another."""
+def logs(values: Floats) -> Floats:
+    """Of what is not positive -inf.
+
+    By `math.log`: numpy's last digit may differ from one processor to another.
+    """
     return np.array([math.log(v) if v > 0.0 else -math.inf for v in values.tolist()])
