@@ -37,9 +37,9 @@ def main(options: argparse.Namespace) -> int:
     options.reduced = need_rights(arm, options.network)
     if options.reduced:
         print(f"hvct: without root: {options.reduced}", file=sys.stderr)
-    clean_dead()
     image = prepared_image(options.image, offline=options.offline)
     workload = make_workload(options, image)
+    clean_dead()  # what asks for nothing sensible undoes nothing either
     with (
         log_folder(options.logs) as folder,
         journal.open_run(
