@@ -2,8 +2,8 @@
 
 A launch is: control group, tap and disks, domain XML, one request to the worker. Nothing
 here waits for the guest; the accelerator, the kernel and the size of the guest's RAM are
-settled before (`prepare`), once, by running something. A few lines over 400: a launch
-and what it rests on are read together.
+settled before (`prepare`), once, by running something. Over 400 lines: a launch and what it rests
+on (accelerator, size, disks, keys) are read together, and the arms derived from it override steps.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command line without measuring: help, usage, what only reads, and how progress looks.
 
-A few lines over 400: all that a user sees before anything is measured.
+Over 400 lines: all that a user sees before anything is measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The host's end of the agent's channel; the same code for every arm (docs/protocol.md).
 
 A session never blocks without a deadline, never writes more than the agent has room
-for, and stamps what arrives with the host's CLOCK_MONOTONIC. 430 lines, since the state of one
-channel is one class.
+for, and stamps what arrives with the host's CLOCK_MONOTONIC. Over 400 lines, since the state of
+one channel is one class.
 """
 
 from __future__ import annotations
